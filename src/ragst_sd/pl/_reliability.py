@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from typing import Any, Literal, Unpack
@@ -158,9 +157,9 @@ def reliability(
         truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
-        share_inside = coverage(prediction, measured)
-        if share_inside is not None:
-            curves["calibration"] = partial(draw_calibration, share_inside=share_inside)
+        inside = share_inside(prediction, measured)
+        if intervals is not None and len(inside):
+            curves["calibration"] = partial(draw_calibration, inside=inside, hatch=intervals.hatch)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])
 
     per_row = min(4, len(panels))
@@ -236,64 +235,47 @@ def _map(
     return _maps.Map(name, title, values, _FIXED.get(name) or _maps.limits_of(values), cmap, label, note, hatch)
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """Share of the truth inside the intervals, at each calibrated level."""
+def share_inside(prediction: Prediction, measured: pd.DataFrame) -> pd.DataFrame:
+    """Share of the truth inside the intervals, by gene and calibrated level, and what a level was calibrated over.
 
-    levels: np.ndarray
-    by_gene: np.ndarray
-    """(genes, levels); genes without any interval are left out."""
-    units: np.ndarray
-    """What each level was calibrated over."""
-    hatch: str | None
-
-
-def coverage(prediction: Prediction, measured: pd.DataFrame) -> Coverage | None:
-    """Coverage of all calibrated levels; `None` if no gene has both a truth and an interval.
-
-    The half-width at level l is `varm["interval_quantiles"][:, l]` times a scale of each spot and gene, which the
-    interval of the table gives: (upper - X) over the quantile of its own level.
+    Genes without any interval or truth are left out. The half-width at level l is `varm["interval_quantiles"][:, l]`
+    times a scale of each spot and gene, which the interval of the table gives: (upper - X) over the quantile of its own
+    level.
     """
     header, columns = prediction.header, prediction.genes(list(measured))
     intervals, values = prediction.intervals(columns), prediction.values(columns)
     if intervals is None:
-        return None
+        return pd.DataFrame()
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
-    predicted_level = int(np.abs(levels - intervals.level).argmin())
-    quantiles = np.asarray(prediction.table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
-    half = intervals.upper - values
-    # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
-    error = np.abs(measured.to_numpy() - values) * quantiles[:, predicted_level]
-    known = np.isfinite(half) & (half > 0)
-    score = np.divide(error, half, out=np.full(half.shape, np.nan), where=known)
-    count = np.isfinite(score).sum(axis=0)
-    inside = np.stack([(score <= limits).sum(axis=0) for limits in quantiles.T], axis=1)
-    counted = count > 0
-    if not counted.any():
-        return None
     units = labels(np.atleast_1d(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels))))
-    order = np.argsort(levels)
-    return Coverage(levels[order], (inside[counted] / count[counted, None])[:, order], units[order], intervals.hatch)
+    quantiles = np.asarray(prediction.table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
+    half = np.where(intervals.upper > values, intervals.upper - values, np.nan)
+    # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
+    score = np.abs(measured.to_numpy() - values) * quantiles[:, np.abs(levels - intervals.level).argmin()] / half
+    inside = [np.where(np.isfinite(score), score <= limits, np.nan) for limits in quantiles.T]
+    by_level = pd.MultiIndex.from_arrays([levels, units])
+    by_gene = pd.DataFrame(np.transpose([finite_mean(spots, axis=0) for spots in inside]), columns=by_level)
+    return by_gene.dropna().sort_index(axis=1)
 
 
-def draw_calibration(ax: Axes, share_inside: Coverage) -> None:
+def draw_calibration(ax: Axes, inside: pd.DataFrame, hatch: str | None) -> None:
     """Draw coverage against level; perfect intervals lie on the diagonal."""
-    levels, by_gene = share_inside.levels, share_inside.by_gene
-    mean = by_gene.mean(axis=0)
-    low, high = np.quantile(by_gene, [(1 - _BAND) / 2, (1 + _BAND) / 2], axis=0)
+    levels, units = (inside.columns.get_level_values(i) for i in range(2))
+    mean = inside.mean()
+    low, high = np.quantile(inside, [(1 - _BAND) / 2, (1 + _BAND) / 2], axis=0)
     ax.plot([0, 1], [0, 1], color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="diagonal")
     words = "one gene"
-    if len(by_gene) > 1:
+    if len(inside) > 1:
         band: dict[str, Any] = {"facecolor": _style.BAND, "edgecolor": "0.5", "lw": 0, "zorder": 0.5}
-        ax.fill_between(levels, low, high, hatch=share_inside.hatch, gid="range of genes", **band)
-        words = f"mean of {len(by_gene)} genes, band: {_style.percent(_BAND)} of them"
+        ax.fill_between(levels, low, high, hatch=hatch, gid="range of genes", **band)
+        words = f"mean of {len(inside)} genes, band: {_style.percent(_BAND)} of them"
     ax.plot(levels, mean, color=_style.EVIDENCE, lw=2, zorder=3, gid="coverage")
-    for level, share, unit in zip(levels, mean, share_inside.units, strict=True):
+    for level, share, unit in zip(levels, mean, units, strict=True):
         fill = _style.EVIDENCE if unit == _keys.DONOR else "white"
         ax.plot(level, share, "o", ms=6, mew=1.6, mec=_style.EVIDENCE, mfc=fill, zorder=4, gid=unit)
     start = max(0.0, np.floor(10 * (min(levels.min(), low.min()) - 0.03)) / 10)
     ax.set(xlim=(start, 1), ylim=(start, 1), xlabel="nominal level of the interval", ylabel="share of truth inside")
-    others = sorted(set(share_inside.units) - {_keys.DONOR})
+    others = sorted(set(units) - {_keys.DONOR})
     if others:
         words += f"\nopen: calibrated over {' or '.join(f'{unit}s' for unit in others)}, not donors"
     _finish(ax, "calibration", "Calibration", words)
