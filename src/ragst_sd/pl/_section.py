@@ -13,7 +13,6 @@ from matplotlib.collections import Collection, EllipseCollection, PathCollection
 from matplotlib.path import Path
 from scipy.spatial import KDTree
 from shapely.geometry.polygon import orient
-from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
@@ -75,7 +74,11 @@ def read_section(prediction: Prediction, *, or_white: bool = False) -> Section:
     """
     sdata, table, header = require_sdata(prediction.data), prediction.table, prediction.header
     image_key = str(header["image_key"])
-    has_image, from_thumbnails = image_key in sdata.images, _is_drawn_from_thumbnails(sdata, header)
+    has_image = image_key in sdata.images
+    embedded: Any = sdata.tables.get(str(header.get("table_key")))
+    # A section may have come without its slide, with small pictures of its spots instead.
+    has_thumbnails = embedded is not None and _keys.THUMBNAIL in embedded.obsm
+    from_thumbnails = image_key == _keys.PATCHES and not has_image and has_thumbnails
     if not (has_image or from_thumbnails or or_white or image_key):
         raise ValueError(
             f"The embedding {str(header['use_rep'])!r} does not say on which image its spots lie (`sdata.images` has "
@@ -110,22 +113,10 @@ def read_section(prediction: Prediction, *, or_white: bool = False) -> Section:
     if has_image:
         return section
     if from_thumbnails:
-        embedded = sdata.tables[str(header["table_key"])]
         pictures = np.asarray(embedded.obsm[_keys.THUMBNAIL])[embedded.obs_names.get_indexer(table.obs_names)]
         return _on_thumbnails(section, pictures, patch_edge(embedded, mpp, xy))
     # More than is shown around the spots, whatever frame they lie in.
     return _on_white(section, float(np.ptp(xy[order], axis=0).max()) + 2 * section.reach)
-
-
-def _is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool:
-    """Whether a section came without a slide, with small pictures of its spots instead."""
-    key = str(header.get("table_key"))
-    return (
-        header["image_key"] == _keys.PATCHES
-        and _keys.PATCHES not in sdata.images
-        and key in sdata.tables
-        and _keys.THUMBNAIL in sdata.tables[key].obsm
-    )
 
 
 def _on_white(section: Section, margin: float, scale: float = 1.0) -> Section:
