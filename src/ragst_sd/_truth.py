@@ -150,6 +150,7 @@ def _compared_genes(prediction: Prediction, names: list[str], genes: str | Seque
     """The genes asked for, or all that both tables have."""
     if genes is None:
         return shared_genes(list(prediction.table.var_names), names, "The predicted and the measured table")
+    # Of a gene that both tables lack, the prediction is named.
     prediction.genes(genes)
     return names_among(genes, names, "genes", ": the measured table has no", KeyError)
 

@@ -184,7 +184,7 @@ def response_parts(prediction: Prediction, reference: AnnData, cells: np.ndarray
     """Lines of :func:`ragst_sd.get.explain` for predicted responses."""
     table, cited = prediction.table, prediction.cited
     rows, weights = prediction.citations(cells)
-    cites: np.ndarray = rows >= 0
+    cites: Any = rows >= 0
     place = 1 + np.argsort(np.lexsort((rows, np.where(cites, -weights, np.inf)), axis=1), axis=1)
     weights = weights.astype(np.float64)[:, None, :]
     expression, response, evidence = (

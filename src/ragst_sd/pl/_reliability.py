@@ -249,7 +249,8 @@ def share_inside(prediction: Prediction, measured: pd.DataFrame) -> pd.DataFrame
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
     units = labels(np.atleast_1d(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels))))
     quantiles = np.asarray(prediction.table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
-    half = np.where(intervals.upper > values, intervals.upper - values, np.nan)
+    half = intervals.upper - values
+    half[~(np.isfinite(half) & (half > 0))] = np.nan
     # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
     score = np.abs(measured.to_numpy() - values) * quantiles[:, np.abs(levels - intervals.level).argmin()] / half
     inside = [np.where(np.isfinite(score), score <= limits, np.nan) for limits in quantiles.T]
