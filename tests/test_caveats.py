@@ -9,6 +9,7 @@ from jinja2 import UndefinedError, meta
 from ragst_sd import _caveats
 from ragst_sd._bank import open_bank
 from ragst_sd._page import environment, read_text
+from ragst_sd._results import predicted as predicted_table
 from ragst_sd.io._data_card import gather_facts
 from ragst_sd.tl._report_facts import gather
 
@@ -30,7 +31,7 @@ def test_cards_name_facts_that_there_are(reference):
 def test_reports_name_facts_that_there_are(predicted, fitted):
     table = predicted.tables["predicted"]
     table.layers["lower"], table.layers["upper"] = table.X - 1, table.X + 1
-    facts = set(gather("predicted", table, table.uns["retrieval"], open_bank(fitted), None))
+    facts = set(gather(predicted_table(table, "predicted"), open_bank(fitted), None))
     added = {"as_html", "pictures", "why_no_pictures", "not_assessed", "not_to_conclude"}
     assert names_of(read_text("tl/_report.md.jinja")) <= facts | added
     for line in (*TOPICS["not_assessed"], *TOPICS["not_to_conclude"]):

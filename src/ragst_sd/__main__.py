@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragst_sd._validate import told
+from ragst_sd._validate import message_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -206,8 +206,8 @@ def _batch(args: argparse.Namespace) -> Batch:
     from ragst_sd._shell import Batch
 
     names = ("out", "image_key", "table_key", "image_mpp", "keep_pixels", "device")
-    own = {name: getattr(args, name) for name in names}
-    return Batch(tuple(args.inputs), **own, num_workers=args.workers, say=lambda line: print(line, flush=True))
+    given = {name: getattr(args, name) for name in names}
+    return Batch(tuple(args.inputs), **given, num_workers=args.workers, say=lambda line: print(line, flush=True))
 
 
 def _named(pairs: list[str]) -> dict[str, Any]:
@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return args.run(args) or 0
     except (OSError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        print(f"ragst-sd {args.command}: {told(error)}", file=sys.stderr)
+        print(f"ragst-sd {args.command}: {message_of(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"ragst-sd {args.command}: stopped.", file=sys.stderr)

@@ -114,10 +114,10 @@ def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: st
             )
         return table_key, resolve_shapes(sdata, region)
     shapes_key = resolve_shapes(sdata, shapes_key)
-    found = resolve_table(sdata, None, shapes_key)
-    if found is not None:
-        single_region(sdata.tables[found])
-    return found or sanitize_name(f"{shapes_key}_table"), shapes_key
+    table_key = resolve_table(sdata, None, shapes_key)
+    if table_key is not None:
+        single_region(sdata.tables[table_key])
+    return table_key or sanitize_name(f"{shapes_key}_table"), shapes_key
 
 
 def empty_table(index: Any, shapes_key: str) -> AnnData:

@@ -10,23 +10,9 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ragst_sd import _keys
+from ragst_sd import _keys, _reference
 from ragst_sd._cell_types import cell_types
 from ragst_sd._labels import label, labels
-from ragst_sd._reference import (
-    FIT_CHANGED,
-    annotations_hash,
-    fit_hash,
-    is_lazy,
-    perturbation_fit_hash,
-    perturbation_hash,
-    perturbation_header,
-    reference_header,
-    require_in_memory,
-    require_unchanged,
-    row_hashes,
-    whole_hash,
-)
 from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.responses import components
@@ -61,18 +47,18 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
     """
     if task == TASK:
         return _open_screen(reference, fitted=fitted)
-    stored = reference_header(reference)
+    stored = _reference.reference_header(reference)
     cell_types(reference)  # fractions and header go together
-    header, lazy = Header.read(stored), is_lazy(reference)
+    header, lazy = Header.read(stored), _reference.is_lazy(reference)
     digests, values = None, reference.X
     if whole and lazy:
-        annotations = annotations_hash(reference)
+        annotations = _reference.annotations_hash(reference)
         if annotations != stored.get(_keys.ANNOTATIONS_HASH):
             header = replace(header, content_hash=annotations)
     elif whole:
         sparse = as_csr(values) if hasattr(values, "tocsr") else None
-        digests = row_hashes(reference, canonical=sparse)
-        header = replace(header, content_hash=whole_hash(reference, digests))
+        digests = _reference.row_hashes(reference, canonical=sparse)
+        header = replace(header, content_hash=_reference.whole_hash(reference, digests))
         values = np.asarray(values) if sparse is None else sparse
     if fitted:
         _check_fit(reference, stored, header.content_hash, whole=whole and not lazy)
@@ -86,7 +72,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
     sections = np.unique(samples * (of_label.max(initial=0) + 1) + of_label, return_inverse=True)[1]
     # Numbers of rows too: without a section, the codes of the others would stand for the means of other sections.
     sizes = np.bincount(sections * len(panel) + panels)
-    header = replace(header, frame_hash=whole_hash(reference, [sizes.tobytes()]))
+    header = replace(header, frame_hash=_reference.whole_hash(reference, [sizes.tobytes()]))
     return Bank(
         embedding=reference.obsm[header.use_rep],
         values=values,
@@ -117,15 +103,15 @@ def _described(reference: AnnData, header: Header | ScreenHeader, fit: Any) -> d
 
 def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
     """Responses in the order of the rows; cells, which few methods need, are left where they are: see `with_cells`."""
-    stored = perturbation_header(reference)
-    current = perturbation_hash(reference)
+    stored = _reference.perturbation_header(reference)
+    current = _reference.perturbation_hash(reference)
     header = replace(ScreenHeader.read(stored), content_hash=current)
     fit: Any = stored.get(_keys.FIT)
     if fitted:
         check_fit(fit, task=TASK)
-        require_unchanged(reference, fit, current)
-        if perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
-            raise ValueError(FIT_CHANGED)
+        _reference.require_unchanged(reference, fit, current)
+        if _reference.perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
+            raise ValueError(_reference.FIT_CHANGED)
     values, given = dense(reference.X), header.from_responses
     halves = (values, values) if given else tuple(dense(reference.layers[name]) for name in _keys.RESPONSE_HALVES)
     error = reference.layers.get(_keys.STANDARD_ERROR)
@@ -174,7 +160,7 @@ def with_cells(bank: Bank) -> Bank:
     there = np.flatnonzero(rows >= 0)
     cells = Cells(
         controls=dense(as_csr(controls["values"])).astype(np.float32),
-        contexts=context_codes(np.array([str(one) for one in controls["context"]], dtype=object), header),
+        contexts=context_codes(np.array([str(name) for name in controls["context"]], dtype=object), header),
         treated=dense(as_csr(treated["values"])[there]).astype(np.float32),
         rows=rows[there],
     )
@@ -195,9 +181,9 @@ def _check_fit(reference: AnnData, stored: dict[str, Any], current: str, *, whol
     fit: Any = stored.get(_keys.FIT)
     check_fit(fit)
     method_of_fit(fit["method"])
-    require_unchanged(reference, fit, current)
-    if whole and fit_hash(reference, stored, fit) != fit["fit_hash"]:
-        raise ValueError(FIT_CHANGED)
+    _reference.require_unchanged(reference, fit, current)
+    if whole and _reference.fit_hash(reference, stored, fit) != fit["fit_hash"]:
+        raise ValueError(_reference.FIT_CHANGED)
 
 
 def standardized(reference: AnnData, bank: Bank) -> Bank:
@@ -208,7 +194,7 @@ def standardized(reference: AnnData, bank: Bank) -> Bank:
     ValueError
         If the rows lie on disk, an embedding is NaN or infinite, or a section has no statistics.
     """
-    require_in_memory(reference)
+    _reference.require_in_memory(reference)
     header, raw = bank.header, np.asarray(bank.embedding, dtype=np.float64)
     bad = int((~np.isfinite(raw).all(axis=1)).sum())
     if bad:

@@ -28,9 +28,9 @@ def cell_types(reference: AnnData) -> dict[str, Any] | None:
     fractions = reference.obsm.get(_keys.CELL_TYPE_FRACTION)
     n_types = len(header["names"])
     if fractions is None or np.shape(fractions) != (reference.n_obs, n_types):
-        found = "is missing" if fractions is None else f"has shape {np.shape(fractions)}"
+        fault = "is missing" if fractions is None else f"has shape {np.shape(fractions)}"
         raise ValueError(
-            f"The reference's header names {n_types} cell types, but `obsm[{_keys.CELL_TYPE_FRACTION!r}]` {found}. Run "
+            f"The reference's header names {n_types} cell types, but `obsm[{_keys.CELL_TYPE_FRACTION!r}]` {fault}. Run "
             "`rg.tl.add_cell_types` again."
         )
     return dict(header)

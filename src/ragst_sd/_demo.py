@@ -103,7 +103,8 @@ def run_demo(
         scores = rg.tl.evaluate(sections[query])
         lines.append(rg.get.summary(scores).assign(method=method))
     metrics = pd.concat(lines).set_index("method")
-    _write(out, sections[query], reference, metrics, scores, query, say)
+    for paragraph in _write(out, query, sections[query], reference, metrics, scores):
+        say(paragraph)
     n_genes, n_spots = (int(metrics[name].iloc[-1]) for name in ("n_genes", "n_spots"))
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     say(
@@ -120,19 +121,14 @@ def _donor(name: str, sdata: SpatialData) -> str:
 
 
 def _write(
-    out: Path,
-    sdata: SpatialData,
-    reference: AnnData,
-    metrics: pd.DataFrame,
-    scores: pd.DataFrame,
-    query: str,
-    say: Callable[[str], object],
-) -> None:
+    out: Path, name: str, sdata: SpatialData, reference: AnnData, metrics: pd.DataFrame, scores: pd.DataFrame
+) -> list[str]:
+    """Write all files; paragraphs that say where they are."""
     import shutil
 
     import ragst_sd as rg
 
-    store = out / f"{query}.zarr"
+    store = out / f"{name}.zarr"
     if store.exists() and not (out / "metrics.csv").exists():
         raise FileExistsError(
             f"{store} exists and is not of an earlier demo; it is not replaced. Choose another folder with --out."
@@ -152,5 +148,4 @@ def _write(
         sdata.write(store)
     rg.io.write_reference(reference, out / "reference.zarr.zip", overwrite=True)
     facts = {"out": out, "store": store.name, "median": median, "best": best, "spot": spot}
-    for paragraph in read_text("_demo.txt").format(**facts).rstrip().split("\n\n"):
-        say(paragraph)
+    return read_text("_demo.txt").format(**facts).rstrip().split("\n\n")

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 import ragst_sd as rg
-from ragst_sd._validate import told
+from ragst_sd._validate import message_of
 from ragst_sd.image.registry import FoundationModel
 
 # What breaks when it was built for something else is imported; of the others the version is enough.
@@ -69,9 +69,9 @@ def _packages() -> tuple[list[str], dict[str, str]]:
             importlib.import_module(name)
         except (ImportError, OSError, RuntimeError) as error:
             # A library that is missing below is an OSError, torchvision of another torch a RuntimeError.
-            broken[name] = told(error)
+            broken[name] = message_of(error)
     names = [*(name for name in _IMPORTED if name not in broken), *_PACKAGES, *_OPTIONAL]
-    return [f"{name} {found}" for name in names if (found := _version(name))], broken
+    return [f"{name} {number}" for name in names if (number := _version(name))], broken
 
 
 def _version(name: str) -> str:
@@ -90,7 +90,7 @@ def _device() -> str:
     try:
         device = resolve_device()
     except RuntimeError as error:
-        return told(error)
+        return message_of(error)
     what = str(device)
     if device.type == "cuda":
         memory = torch.cuda.get_device_properties(device).total_memory

@@ -119,6 +119,11 @@ def to_frame(element: Any, coordinate_system: str) -> np.ndarray:
     return np.asarray(transformation.to_affine_matrix(("x", "y"), ("x", "y")), dtype=float)
 
 
+def affine_between(element: Any, other: Any, coordinate_system: str) -> np.ndarray:
+    """3 x 3 affine from one element to another, through a frame that both have."""
+    return np.linalg.inv(to_frame(other, coordinate_system)) @ to_frame(element, coordinate_system)
+
+
 def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, coordinate_system: str | None) -> Centers:
     """Centroids of shapes or points in level-0 pixels of an image, or in the units of another element.
 
@@ -126,7 +131,7 @@ def centers_in_pixels(sdata: SpatialData, *, shapes_key: str, image_key: str, co
     isotropic.
     """
     frame = shared_coordinate_system(sdata, shapes_key, image_key, coordinate_system)
-    affine = np.linalg.inv(to_frame(element_of(sdata, image_key), frame)) @ to_frame(sdata[shapes_key], frame)
+    affine = affine_between(sdata[shapes_key], element_of(sdata, image_key), frame)
     similarity_scale(affine)
     xy, index = element_centers(sdata, shapes_key)
     return Centers(apply_affine(affine, xy), index, affine, frame)
@@ -166,11 +171,9 @@ def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd
 def _numbered_through(index: pd.Index, shapes_key: str) -> pd.Index:
     """Ids of points; an index that starts again in every partition is counted on."""
     values = index.to_numpy()
-    if (
-        index.is_unique
-        or values.dtype.kind not in "iu"
-        or not ((values == 0) | (np.diff(values, prepend=-1) == 1)).all()
-    ):
+    if index.is_unique or values.dtype.kind not in "iu":
+        return index
+    if not ((values == 0) | (np.diff(values, prepend=-1) == 1)).all():
         return index
     logger.info("The index of %r starts again at 0 in every partition: its points are numbered through.", shapes_key)
     return pd.RangeIndex(len(index))
@@ -180,7 +183,7 @@ def require_free(
     sdata: SpatialData, name: str, kind: str, todo: str = "Choose another one.", *, ours: Collection[Any] = ()
 ) -> None:
     """Raise a `ValueError` if an element has that name, in whichever case, unless it is among `ours` (kind, name)."""
-    taken = [(element, own) for element, own, _ in sdata.gen_elements() if own.lower() == name.lower()]
+    taken = [(element, key) for element, key, _ in sdata.gen_elements() if key.lower() == name.lower()]
     if taken and not set(taken) <= set(ours):
         raise ValueError(f"The name {name!r} for {kind} is taken by {taken[0][0]} {taken[0][1]!r}. {todo}")
 
@@ -202,7 +205,7 @@ def image_pyramid(sdata: SpatialData, image_key: str, value_max: float | None = 
     """
     what = f"Image {image_key!r}" + (f" (of {listing(sdata.images)})" if len(sdata.images) > 1 else "")
     if value_max is None:
-        value_max = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.VALUE_MAX, {}).get(image_key)
+        value_max = remembered(sdata, _keys.VALUE_MAX, image_key)
     else:
         require_positive(value_max, "value_max")
     arrays = [_one_plane(level, what).transpose("c", "y", "x") for level in image_levels(sdata, image_key)]
@@ -219,9 +222,20 @@ def image_pyramid(sdata: SpatialData, image_key: str, value_max: float | None = 
 def keep_value_max(sdata: SpatialData, image_key: str, value_max: float | None) -> None:
     """Keep a full brightness that was given, for all that looks at the image later."""
     if value_max is not None:
-        owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
-        owned[_keys.VALUE_MAX] = {**owned.get(_keys.VALUE_MAX, {}), image_key: float(value_max)}
-        sdata.attrs[_keys.ATTRS] = owned
+        remember(sdata, _keys.VALUE_MAX, image_key, float(value_max))
+
+
+def remember(sdata: SpatialData, what: str, image_key: str, value: Any) -> None:
+    """Keep in `sdata.attrs` what is known of an image."""
+    attrs = sdata.attrs.get(_keys.ATTRS, {})
+    of_images = {**attrs.get(what, {}), image_key: value}
+    # An object that was cut out of another one has the same attrs, which must not change with it.
+    sdata.attrs = {**sdata.attrs, _keys.ATTRS: {**attrs, what: of_images}}
+
+
+def remembered(sdata: SpatialData, what: str, image_key: str) -> Any:
+    """What `remember` kept of an image; `None` if nothing."""
+    return sdata.attrs.get(_keys.ATTRS, {}).get(what, {}).get(image_key)
 
 
 def _one_plane(level: Any, what: str) -> Any:
@@ -272,8 +286,8 @@ def _refuse_cropped(finest: Any, image_key: str) -> None:
 def _grid(level: Any, finest: Any) -> LevelGrid:
     """Where the pixels of a level lie, from its own transformation: crops and odd sizes leave no common factor."""
     frame = next(iter(get_transformation(finest, get_all=True)))
-    own = np.linalg.inv(to_frame(finest, frame)) @ to_frame(level, frame)
-    return LevelGrid((float(own[0, 0]), float(own[1, 1])), (float(own[0, 2]), float(own[1, 2])))
+    affine = affine_between(level, finest, frame)
+    return LevelGrid((float(affine[0, 0]), float(affine[1, 1])), (float(affine[0, 2]), float(affine[1, 2])))
 
 
 def _chunk(level: Any) -> tuple[int, int]:

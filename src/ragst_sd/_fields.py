@@ -99,17 +99,17 @@ def fill(fields: Sequence[Field], values: Mapping[str, Any], outside: np.ndarray
 def stored_fields(fields: Sequence[Field], *, intervals: bool) -> list[Field]:
     """Fields of (spots, genes) that are written block by block."""
     limits = (_keys.LOWER, _keys.UPPER)
-    return [one for one in fields if one.of_values and (intervals or one.name not in limits)]
+    return [field for field in fields if field.of_values and (intervals or field.name not in limits)]
 
 
 def returns(fields: Sequence[Field]) -> str:
     """The fields as the Returns section of a docstring lists them."""
-    return "\n".join(f"    `{one.path}`\n        {one.about}" for one in fields).lstrip()
+    return "\n".join(f"    `{field.path}`\n        {field.about}" for field in fields).lstrip()
 
 
 def page_table(fields: Sequence[Field]) -> str:
     """The fields as a table of Markdown."""
-    lines = [f"| `{one.path}` | {one.about} |" for one in fields]
+    lines = [f"| `{field.path}` | {field.about} |" for field in fields]
     return "\n".join(["| place | content |", "|---|---|", *lines])
 
 
@@ -154,8 +154,8 @@ def require_rows(table: AnnData, header: Mapping[str, Any]) -> None:
     prediction_id = header.get(_keys.PREDICTION_ID)
     if prediction_id is None:
         return
-    found = set(table.obs[_keys.PREDICTION_ID].astype(str)) if _keys.PREDICTION_ID in table.obs else {"none"}
-    others = sorted(found - {str(prediction_id)})
+    of_rows = set(table.obs[_keys.PREDICTION_ID].astype(str)) if _keys.PREDICTION_ID in table.obs else {"none"}
+    others = sorted(of_rows - {str(prediction_id)})
     if others:
         raise ValueError(
             f"The table has rows of other predictions ({listing(others)}) than its `uns[{_keys.RETRIEVAL!r}]` "

@@ -64,10 +64,11 @@ def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: st
         )
     naming = CURRENT[orthologues_to or sections[0].species]
     for section in sections:
-        found = current_names(section.names, orthologues_to=orthologues_to)
-        has_name = np.array([name != "" for name in found.names])
-        logger.info("%s: genes of %s, %s.", section.sample, found.species, _summary(found.how))
-        names = [name for name in found.names if name]
+        current = current_names(section.names, orthologues_to=orthologues_to)
+        has_name = np.array([name != "" for name in current.names])
+        how = ", ".join(f"{number} {what}" for what, number in current.how.items() if number)
+        logger.info("%s: genes of %s, %s.", section.sample, current.species, how or "none")
+        names = [name for name in current.names if name]
         if unit != "counts" and duplicates(names):
             raise ValueError(
                 f"sdatas[{section.sample!r}]: several names mean one gene ({listing(duplicates(names))}), and values "
@@ -107,10 +108,6 @@ def names_in(naming: str, table: AnnData, owner: str, where: str) -> list[str]:
             f"names as a column of its `var` (`{column}`), or run `rg.pp.harmonize_genes` on it."
         )
     return names
-
-
-def _summary(how: Mapping[str, int]) -> str:
-    return ", ".join(f"{number} {what}" for what, number in how.items() if number) or "none"
 
 
 def shared_genes(

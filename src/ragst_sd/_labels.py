@@ -36,10 +36,10 @@ def label(value: Any) -> str:
 
 def labels(values: pd.Series | Iterable[Any], missing: str | None = None) -> np.ndarray:
     """Labels of a column, as an object array of strings; `missing`, if given, stands where there is none."""
-    found = np.array([label(value) for value in values], dtype=object)
+    texts = np.array([label(value) for value in values], dtype=object)
     if missing is not None:
-        found[is_missing(found)] = missing
-    return found
+        texts[is_missing(texts)] = missing
+    return texts
 
 
 def is_missing(values: pd.Series | Iterable[Any], named: Collection[str] = ()) -> np.ndarray:

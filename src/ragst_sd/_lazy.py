@@ -7,7 +7,7 @@ import sys
 from importlib import import_module, resources
 from typing import TYPE_CHECKING, Any
 
-from ragst_sd._renamed import place_of, with_names_told
+from ragst_sd._renamed import place_of, with_advice_on_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ def lazy_functions(package: str) -> tuple[list[str], Callable[[str], Any], Calla
 
     def load(name: str) -> Any:
         module = import_module(f"{package}._{name}")
-        function = with_names_told(getattr(module, name), f"{package.partition('.')[2]}.{name}")
+        function = with_advice_on_names(getattr(module, name), f"{package.partition('.')[2]}.{name}")
         # Where a pickle looks for it.
         setattr(module, name, function)
         return function

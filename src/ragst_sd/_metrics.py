@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, t
+from scipy.stats import rankdata
 
 from ragst_sd._validate import require_choice
 
@@ -111,17 +111,17 @@ def by_genes(function: Callable[..., dict[str, np.ndarray]], *matrices: Any) -> 
             *(np.asarray(p.toarray() if hasattr(p, "toarray") else p, dtype=np.float64, order="F") for p in parts)
         )
 
-    found = on_threads(some, range(0, matrices[0].shape[1], _BLOCK_GENES))
-    return {name: np.concatenate([of_genes[name] for of_genes in found]) for name in (found[0] if found else ())}
+    blocks = on_threads(some, range(0, matrices[0].shape[1], _BLOCK_GENES))
+    return {name: np.concatenate([block[name] for block in blocks]) for name in (blocks[0] if blocks else ())}
 
 
 def score_genes(names: Iterable[str], values: Any, expected: Any) -> dict[str, np.ndarray]:
     """Metrics of every gene, by name, over the spots that have a prediction of it."""
     chosen = {name: METRICS[name] for name in names}
 
-    def of_genes(own: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-        finite = np.isfinite(own)
-        return {name: score(metric, own, truth, finite) for name, metric in chosen.items()}
+    def of_genes(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+        finite = np.isfinite(predicted)
+        return {name: score(metric, predicted, truth, finite) for name, metric in chosen.items()}
 
     return by_genes(of_genes, values, expected)
 
@@ -132,43 +132,8 @@ def group_means(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     Genes are averaged (`variance_kept`: their median), without those where the metric is not defined.
     """
     require_choice(metric, list(dict.fromkeys(scores["metric"])), "metric")
-    own = scores[scores["metric"] == metric]
-    keys = ["unit", "method", *(name for name in ("n_donors",) if name in scores), "fold"]
-    sections = own.groupby([*keys, "sample"], sort=False)["value"]
+    of_metric = scores[scores["metric"] == metric]
+    keys = ["unit", "method", *["n_donors"] * ("n_donors" in scores), "fold"]
+    sections = of_metric.groupby([*keys, "sample"], sort=False)["value"]
     of_sections = sections.median() if metric in _MEDIAN else sections.mean()
     return of_sections.groupby(level=keys, sort=False).mean().reset_index()
-
-
-def by_donor(scores: pd.DataFrame, metric: str = "pearson", *, baseline: str | None = None) -> pd.DataFrame:
-    """Summary of a metric with held-out groups (donors) as the unit.
-
-    Parameters
-    ----------
-    scores
-        Made by :func:`ragst_sd.tl.cross_validate`.
-    metric
-        Metric to summarise; see `group_means`.
-    baseline
-        Method to compare with.
-
-    Returns
-    -------
-    One line per unit and method: `mean` over groups, its standard error `se`, their number `n`, and with a baseline
-    `difference`, the mean of the differences to it within groups, with the limits `low` and `high` of Student's
-    t-interval at 95 % over groups. Below three groups there is no interval (NaN), below two no standard error.
-    """
-    means = group_means(scores, metric)
-    if baseline is not None:
-        require_choice(baseline, list(dict.fromkeys(means["method"])), "baseline")
-    lines = []
-    for (unit, method), own in means.groupby(["unit", "method"], sort=False):
-        values = own.set_index("fold")["value"].dropna()
-        line = {"unit": unit, "method": method, "mean": values.mean(), "se": values.sem(), "n": len(values)}
-        if baseline is not None:
-            other = means[(means["unit"] == unit) & (means["method"] == baseline)].set_index("fold")["value"]
-            differences = (values - other.reindex(values.index)).dropna()
-            mean, n = differences.mean(), len(differences)
-            half = t.ppf(0.975, n - 1) * differences.sem() if n > 2 else np.nan
-            line |= {"difference": mean, "low": mean - half, "high": mean + half}
-        lines.append(line)
-    return pd.DataFrame(lines)

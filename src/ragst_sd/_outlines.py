@@ -9,7 +9,7 @@ from geopandas import GeoDataFrame, GeoSeries
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
-from ragst_sd._elements import element_of, shared_coordinate_system, to_frame
+from ragst_sd._elements import affine_between, element_of, shared_coordinate_system
 from ragst_sd._validate import listing, require_key
 
 logger = logging.getLogger(__name__)
@@ -51,9 +51,7 @@ def _affine_between(sdata: SpatialData, first: str, other: str, coordinate_syste
     shared = set.intersection(*(set(get_transformation(element, get_all=True)) for element in elements))
     if coordinate_system is not None or not shared:
         shared = {shared_coordinate_system(sdata, first, other, coordinate_system)}
-    affines = {
-        name: np.linalg.inv(to_frame(elements[1], name)) @ to_frame(elements[0], name) for name in sorted(shared)
-    }
+    affines = {frame: affine_between(*elements, frame) for frame in sorted(shared)}
     affine = next(iter(affines.values()))
     if not all(np.allclose(affine, each, rtol=1e-3) for each in affines.values()):
         raise ValueError(
@@ -67,8 +65,8 @@ def require_areas(shapes: GeoDataFrame, annotation_key: str) -> GeoDataFrame:
     """Shapes that are polygons, all of them; a `ValueError` if others are among them."""
     kinds = sorted(set(shapes.geometry.geom_type) - set(AREAS))
     if kinds or not len(shapes):
-        found = f"holds {listing(kinds)}" if kinds else "is empty"
-        raise ValueError(f"`sdata.shapes[{annotation_key!r}]` {found}; an annotation is made of polygons.")
+        fault = f"holds {listing(kinds)}" if kinds else "is empty"
+        raise ValueError(f"`sdata.shapes[{annotation_key!r}]` {fault}; an annotation is made of polygons.")
     return shapes
 
 

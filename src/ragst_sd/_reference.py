@@ -64,21 +64,20 @@ def require_unchanged(reference: AnnData, fit: Mapping[str, Any], current: str) 
 
 def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], bank: Bank | None = None) -> str:
     """Hash of all that a prediction depends on beside the reference's content; of `bank`, rows as a new fit has them."""
-    obsm = (
-        reference.obsm if bank is None else {_keys.RETRIEVAL_KEY: bank.key, _keys.REGRESSION_KEY: bank.regression_key}
-    )
-    regression = obsm.get(_keys.REGRESSION_KEY)
-    parts = {name: value for name, value in fit.items() if name != "fit_hash"}
-    return parameters_hash(
-        {
-            "fit": parts,
-            "key": np.asarray(obsm[_keys.RETRIEVAL_KEY]),
-            **({} if regression is None else {"regression_key": np.asarray(regression)}),
-            "standardize": bool(header["standardize"]),
-            # The species names genes and weighs nothing; fits of references without it stay valid.
-            "sections": {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"},
-        }
-    )
+    if bank is None:
+        key, regression_key = reference.obsm[_keys.RETRIEVAL_KEY], reference.obsm.get(_keys.REGRESSION_KEY)
+    else:
+        key, regression_key = bank.key, bank.regression_key
+    parts = {
+        "fit": {name: value for name, value in fit.items() if name != "fit_hash"},
+        "key": np.asarray(key),
+        "standardize": bool(header["standardize"]),
+        # The species names genes and weighs nothing; fits of references without it stay valid.
+        "sections": {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"},
+    }
+    if regression_key is not None:
+        parts["regression_key"] = np.asarray(regression_key)
+    return parameters_hash(parts)
 
 
 def row_hashes(
@@ -134,9 +133,9 @@ def of_rows(header: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
     """A header with the sections and sources of some rows only."""
     # Not `astype`: as read from disk, names do not cast.
     samples = np.array([str(sample) for sample in header["sections"]["sample"]])
-    kept = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
-    sections = {name: np.asarray(column)[kept] for name, column in header["sections"].items()}
-    return {**header, "sections": sections, "sources": header["sources"].loc[samples[kept]]}
+    has_rows = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
+    sections = {name: np.asarray(column)[has_rows] for name, column in header["sections"].items()}
+    return {**header, "sections": sections, "sources": header["sources"].loc[samples[has_rows]]}
 
 
 def new_reference(

@@ -27,7 +27,7 @@ def place_of(package: str, name: str) -> str:
     return f"rg.{place}" if place else ""
 
 
-def with_names_told(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def with_advice_on_names(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """The same function; a call with a name that it does not have gets an error that says the right one."""
 
     @wraps(function)
@@ -48,12 +48,13 @@ def _misnamed(function: Callable[..., Any], name: str, args: tuple[Any, ...], kw
     from inspect import signature
 
     parameters = signature(function).parameters
-    objects = [one.name for one in parameters.values() if one.kind is one.POSITIONAL_OR_KEYWORD]
-    by_name = [one for one in parameters if one not in objects]
+    objects = [name for name, argument in parameters.items() if argument.kind is argument.POSITIONAL_OR_KEYWORD]
+    by_name = [name for name in parameters if name not in objects]
     parts, extra = [], args[len(objects) :]
     if extra:
         parts.append(f"`rg.{name}` takes {listing(objects)} by position, and {len(args)} were given")
-        meant = ", ".join(f"`{one}={_shown(value)}`" for one, value in zip(by_name, extra, strict=False))
+        pairs = zip(by_name, extra, strict=False)
+        meant = ", ".join(f"`{argument}={_shown(value)}`" for argument, value in pairs)
         parts[0] += f": write {meant}, or the name that is meant, of {listing(by_name)}." if meant else "."
     for given in kwargs.keys() - parameters.keys():
         new = ARGUMENTS.get(given)

@@ -11,7 +11,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
 from ragst_sd import _keys
-from ragst_sd._elements import image_levels, to_frame
+from ragst_sd._elements import image_levels, remember, remembered, to_frame
 from ragst_sd._validate import require_positive
 
 logger = logging.getLogger(__name__)
@@ -24,29 +24,20 @@ _PLAUSIBLE_UM = (0.05, 100.0)
 def keep_image_mpp(sdata: SpatialData, image_key: str, mpp: float) -> None:
     """Keep the microns per pixel of an image in `sdata.attrs`, and the pixels they were measured in."""
     _warn_of_unit(mpp, image_key)
-    owned = dict(sdata.attrs.get(_keys.ATTRS, {}))
-    for name, value in ((_keys.IMAGE_MPP, float(mpp)), (_keys.IMAGE_PIXELS, _pixels(sdata, image_key))):
-        owned[name] = {**owned.get(name, {}), image_key: value}
-    # An object that was cut out of another one has the same attrs, which must not change with it.
-    sdata.attrs = {**sdata.attrs, _keys.ATTRS: owned}
-
-
-def _remembered(sdata: SpatialData, what: str, image_key: str) -> Any:
-    return sdata.attrs.get(_keys.ATTRS, {}).get(what, {}).get(image_key)
+    remember(sdata, _keys.IMAGE_MPP, image_key, float(mpp))
+    remember(sdata, _keys.IMAGE_PIXELS, image_key, _pixels(sdata, image_key))
 
 
 def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:
     """Microns per pixel of an image: given, kept by `rg.pp.set_image_mpp` or by wsidata; `None` if unknown."""
-    is_given = image_mpp is not None
-    if not is_given:
-        kept = _remembered(sdata, _keys.IMAGE_MPP, image_key)
-        image_mpp = kept * _growth(sdata, image_key, kept) if kept else _mpp_of_wsidata(sdata, image_key)
-    if image_mpp is None:
-        return None
-    require_positive(image_mpp, "image_mpp")
-    if is_given:
+    if image_mpp is not None:
+        require_positive(image_mpp, "image_mpp")
         _warn_of_unit(image_mpp, image_key)
-    return float(image_mpp)
+        return float(image_mpp)
+    before = remembered(sdata, _keys.IMAGE_MPP, image_key)
+    image_mpp = before * _growth(sdata, image_key, before) if before else _mpp_of_wsidata(sdata, image_key)
+    require_positive(image_mpp, "image_mpp", optional=True)
+    return None if image_mpp is None else float(image_mpp)
 
 
 def _warn_of_unit(mpp: float, image_key: str) -> None:
@@ -60,7 +51,7 @@ def _warn_of_unit(mpp: float, image_key: str) -> None:
 def embedded_mpp_of(sdata: SpatialData, header: Mapping[str, Any]) -> float | None:
     """Microns per pixel of an image that was embedded, as it lies in the object now; `None` if unknown."""
     stated, image_key = float(header.get("image_mpp", np.nan)), str(header["image_key"])
-    if np.isnan(stated) or stated == _remembered(sdata, _keys.IMAGE_MPP, image_key):
+    if np.isnan(stated) or stated == remembered(sdata, _keys.IMAGE_MPP, image_key):
         return image_mpp_of(sdata, image_key)
     return stated
 
@@ -83,7 +74,7 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
     ValueError
         If the image has another size, and its frames do not say whether it was cut or resampled.
     """
-    before = _remembered(sdata, _keys.IMAGE_PIXELS, image_key)
+    before = remembered(sdata, _keys.IMAGE_PIXELS, image_key)
     if before is None or image_key not in sdata.images:
         return 1.0
     now = _pixels(sdata, image_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ragst_sd._reference import any_hash, any_header, is_perturbation, row_hashe
 from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.training import dense
 
 # Columns that say how well grounded a spot is, and how well a gene is predicted.
 OBS_COLUMNS = (
@@ -39,6 +41,100 @@ MIN_CEILING = 0.1
 MORE_IS_BETTER = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.EVIDENCE_SHARE)
 # Above this share of spots that look unlike every section of the reference, the section as a whole is called unlike.
 MOST_UNLIKE = 0.5
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Prediction intervals of some genes."""
+
+    lower: np.ndarray
+    """(spots, genes)"""
+    upper: np.ndarray
+    """(spots, genes)"""
+    level: float
+    unit: str
+    """What the intervals were calibrated over."""
+
+    @property
+    def width(self) -> np.ndarray:
+        return self.upper - self.lower
+
+    @property
+    def name(self) -> str:
+        return f"{100 * self.level:.0f} % interval"
+
+    @property
+    def caveat(self) -> str:
+        """What must be said of them; nothing if they hold for new donors."""
+        return "" if self.unit == _keys.DONOR else f"calibrated over {self.unit}s, not donors"
+
+    @property
+    def hatch(self) -> str | None:
+        """Of pictures, where there is a caveat."""
+        return "////" if self.caveat else None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted table, its provenance, and where it was found."""
+
+    data: SpatialData | AnnData
+    """The object, or the bare table as it was given."""
+    key: str
+    """Name of the table in the object."""
+    table: AnnData
+    header: dict[str, Any]
+
+    @property
+    def of_responses(self) -> bool:
+        """Whether responses to perturbations were predicted; tissue otherwise."""
+        return holds_responses(self.header)
+
+    @property
+    def cited(self) -> pd.DataFrame:
+        """Rows of the reference that some spot cites, to which the numbers in the table point."""
+        rows: pd.DataFrame = self.header[_keys.CITED]
+        return rows
+
+    def citations(self, spots: np.ndarray | slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """(spots, k) lines of `cited`, -1 for none, and their weights, 0 for none."""
+        rows, weights = (np.asarray(self.table.obsm[name])[spots] for name in (_keys.ROWS, _keys.WEIGHTS))
+        used = (rows >= 0) & (weights > 0)
+        return np.where(used, rows, -1), np.where(used, weights, 0)
+
+    @property
+    def patterns(self) -> np.ndarray:
+        """(spots,) number of the set of rows that each spot may use."""
+        if _keys.LEVEL not in self.table.obs:
+            return np.zeros(self.table.n_obs, dtype=np.int64)
+        return self.table.obs[_keys.LEVEL].to_numpy(int)
+
+    def spots(self, obs_names: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of spots (or cells) by name; all if `None`."""
+        if obs_names is None:
+            return np.arange(self.table.n_obs)
+        what = "cell" if self.of_responses else "spot"
+        return _positions(self.table.obs_names, obs_names, "obs_names", what)
+
+    def genes(self, genes: str | Sequence[str] | None) -> np.ndarray:
+        """Positions of genes by name; all if `None`."""
+        if genes is None:
+            return np.arange(self.table.n_vars)
+        return _positions(self.table.var_names, genes, "genes", "gene")
+
+    def values(
+        self, genes: np.ndarray, spots: np.ndarray | slice = slice(None), *, layer: str | None = None
+    ) -> np.ndarray:
+        """(spots, genes) of `.X`, or of a layer, in float64."""
+        matrix = self.table.X if layer is None else self.table.layers[layer]
+        return dense(matrix[spots][:, genes])
+
+    def intervals(self, genes: np.ndarray) -> Intervals | None:
+        """Intervals of some genes; `None` if the prediction was made without."""
+        if _keys.LOWER not in self.table.layers or _keys.UPPER not in self.table.layers:
+            return None
+        lower, upper = (self.values(genes, layer=name) for name in (_keys.LOWER, _keys.UPPER))
+        return Intervals(lower, upper, float(self.header[_keys.INTERVAL_LEVEL]), str(self.header[_keys.INTERVAL_UNIT]))
 
 
 def unlike_share(appearance_distance: np.ndarray) -> float:
@@ -86,8 +182,8 @@ def require_tissue(header: Any) -> None:
 
 def predicted(
     data: SpatialData | AnnData, prediction_key: str, *, any_task: bool = False, exact: bool = False
-) -> tuple[AnnData, dict[str, Any]]:
-    """A predicted table and its provenance header, from a SpatialData or from the bare table.
+) -> Prediction:
+    """A predicted table with its provenance, from a SpatialData or from the bare table.
 
     Predictions of tissue only, unless `any_task`. Values that were changed since are warned of, and refused if `exact`.
 
@@ -123,7 +219,7 @@ def predicted(
         )
     require_rows(table, header)
     check_values(table, header, refuse=exact)
-    return table, header
+    return Prediction(data, prediction_key, table, header)
 
 
 def _lacking(table: AnnData, header: Any) -> list[str]:
@@ -173,7 +269,7 @@ def require_columns(table: AnnData, names: Sequence[str]) -> None:
         require_key(name, columns, where, "`rg.tl.predict` writes it; predict again.")
 
 
-def matching_bank(reference: AnnData | None, header: dict[str, Any], cited: pd.DataFrame | None = None) -> Bank:
+def matching_bank(prediction: Prediction, reference: AnnData | None, cited: pd.DataFrame | None = None) -> Bank:
     """The opened reference of tissue, if it is the one that the prediction was made from; else raise a `ValueError`.
 
     Only the content of cited rows is looked at, where the prediction kept their digests.
@@ -181,9 +277,10 @@ def matching_bank(reference: AnnData | None, header: dict[str, Any], cited: pd.D
     Parameters
     ----------
     cited
-        Lines of `header["cited"]` that are of interest; all of them if left out.
+        Lines of `prediction.cited` that are of interest; all of them if left out.
     """
-    reference, cited = _given(reference, header), header[_keys.CITED] if cited is None else cited
+    header = prediction.header
+    reference, cited = _given(reference, header), prediction.cited if cited is None else cited
     bank = open_bank(reference, fitted=False, whole=False)
     if _keys.DIGEST in cited:
         at = bank.obs.index.get_indexer(cited["reference"])
@@ -196,12 +293,13 @@ def matching_bank(reference: AnnData | None, header: dict[str, Any], cited: pd.D
     return bank
 
 
-def require_matching(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
+def require_matching(prediction: Prediction, reference: AnnData | None) -> AnnData:
     """The reference, of either task, if it is the one that the prediction was made from; else raise a `ValueError`."""
+    header = prediction.header
     reference = _given(reference, header)
     any_header(reference)
     if not is_perturbation(reference):
-        matching_bank(reference, header)
+        matching_bank(prediction, reference)
         return reference
     current = any_hash(reference)
     if current != header["reference_hash"]:
@@ -225,19 +323,6 @@ def _another(header: dict[str, Any], current: str) -> ValueError:
         f"{current[:12]}. What a value was made from needs the very reference (`rg.io.write_reference` keeps it)."
     )
     return ValueError(msg)
-
-
-def spot_index(table: AnnData, obs_names: str | Sequence[str] | None) -> np.ndarray:
-    """Positions of spots (or cells) by name; all if `None`."""
-    if obs_names is None:
-        return np.arange(table.n_obs)
-    what = "cell" if holds_responses(table.uns.get(_keys.RETRIEVAL)) else "spot"
-    return _positions(table.obs_names, obs_names, "obs_names", what)
-
-
-def gene_index(table: AnnData, genes: str | Sequence[str]) -> np.ndarray:
-    """Positions of genes by name."""
-    return _positions(table.var_names, genes, "genes", "gene")
 
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:

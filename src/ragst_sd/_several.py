@@ -46,12 +46,13 @@ def over_sections(
                     f"`{not_with}` belongs to one section, and `sdata` holds {len(sections)}. Call once for each "
                     "of them."
                 )
-            spread = {one: to_each(kwargs[one], list(sections)) for one, to_each in each.items() if one in kwargs}
+            given = {name: to_each for name, to_each in each.items() if name in kwargs}
+            by_section = {name: to_each(kwargs[name], list(sections)) for name, to_each in given.items()}
             results: dict[str, Any] = {}
             for name, section in sections.items():
-                own = {one: values[name] for one, values in spread.items()}
+                of_section = {argument: values[name] for argument, values in by_section.items()}
                 try:
-                    results[name] = function(section, *args, **kwargs | own)
+                    results[name] = function(section, *args, **kwargs | of_section)
                 except Exception as error:
                     error.add_note(f"Section {name!r}; done before: {listing(results)}.")
                     raise
@@ -97,5 +98,5 @@ def _sample_name(section: SpatialData | AnnData, table_key: str | None) -> str |
         require_key(table_key, tables, "sdata.tables")
         tables = {table_key: tables[table_key]}
     columns = [table.obs.get(_keys.SAMPLE) for table in tables.values() if table_key or not is_predicted(table)]
-    own = {name for column in columns if column is not None for name in labels(column, missing="")}
-    return (own.pop() or None) if len(own) == 1 else None
+    names = {name for column in columns if column is not None for name in labels(column, missing="")}
+    return (names.pop() or None) if len(names) == 1 else None

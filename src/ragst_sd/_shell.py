@@ -21,7 +21,7 @@ from ragst_sd._bank import open_bank
 from ragst_sd._elements import image_pyramid, resolve_image
 from ragst_sd._replacing import fresh_folder, locked, recover
 from ragst_sd._resolution import image_mpp_of
-from ragst_sd._validate import told
+from ragst_sd._validate import message_of
 from ragst_sd._workers import worker_device
 from ragst_sd.io._readable import readable
 
@@ -230,7 +230,7 @@ def _each(batch: Batch, made_of: tuple[str, ...], make: Callable[[Path, Path], t
         except Exception as error:
             logger.debug("%s failed.", path, exc_info=True)
             counts["failed"] += 1
-            batch.say(f"{name}: failed. {told(error)}")
+            batch.say(f"{name}: failed. {message_of(error)}")
         else:
             counts["done"] += 1
             batch.say(f"{name}: {what}, {time.perf_counter() - started:.1f} s, {place}")
@@ -262,8 +262,8 @@ def _made_of(place: Path) -> str | None:
 
 def _version(path: Path) -> list[str]:
     """Names, sizes and times of what an input consists of."""
-    files = sorted(one for one in path.rglob("*") if one.is_file()) if path.is_dir() else [path]
-    stats = ((one.relative_to(path.parent), one.stat()) for one in files)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    stats = ((file.relative_to(path.parent), file.stat()) for file in files)
     return [f"{name.as_posix()} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
 
 
@@ -300,14 +300,9 @@ def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], pa
     if not any((sdata.shapes, sdata.points, sdata.tables)):
         rg.pp.tile_grid(sdata, **image, tile_px=tiles["tile_px"], mpp=tiles["mpp"])
     table_key, shapes_key = resolve_annotation(sdata, batch.table_key, None)
-    geometry = {name: value for name, value in tiles.items() if name not in ("mean", "std")}
-    running: dict[str, Any] = {
-        "table_key": table_key,
-        "shapes_key": shapes_key,
-        "num_workers": batch.num_workers,
-        "cache": parts,
-    }
-    rg.pp.embed_tiles(sdata, **image, model=encoder, **geometry, **running)
+    image |= {name: value for name, value in tiles.items() if name not in ("mean", "std")}
+    image |= {"table_key": table_key, "shapes_key": shapes_key}
+    rg.pp.embed_tiles(sdata, **image, model=encoder, num_workers=batch.num_workers, cache=parts)
     return table_key
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -17,17 +18,8 @@ from ragst_sd import _keys
 from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
 from ragst_sd._gene_names import check_unit, names_in, shared_genes, stored_expression, why_few_shared
 from ragst_sd._labels import labels
-from ragst_sd._results import gene_index
-from ragst_sd._validate import (
-    listing,
-    name_list,
-    only_one,
-    require_choice,
-    require_key,
-    require_known,
-    require_type,
-    require_unique,
-)
+from ragst_sd._results import Prediction
+from ragst_sd._validate import listing, names_among, only_one, require_choice, require_key, require_type, require_unique
 from ragst_sd.reference.genes import sum_duplicates, take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, log_normalize, size_factors
 from ragst_sd.retrieval.training import dense
@@ -39,23 +31,22 @@ T = TypeVar("T")
 _WHERE = "The measured table"
 
 
-def truth_table(
-    sdata: SpatialData | AnnData, table: AnnData, truth_key: str | None, truth: AnnData | None = None
-) -> AnnData:
-    """The measured table: given, by its name, or the only one of the shapes that `table` predicts.
+def truth_table(prediction: Prediction, truth_key: str | None, truth: AnnData | None = None) -> AnnData:
+    """The measured table: given, by its name, or the only one of the shapes that were predicted.
 
     Never a predicted one.
     """
     if truth is not None:
         require_type(truth, AnnData, "truth")
         return truth
+    sdata = prediction.data
     if isinstance(sdata, AnnData):
         raise ValueError("A bare predicted table needs the measured one: pass it with `truth=`.")
     if truth_key is None:
-        truth_key = measured_key(sdata, table)
+        truth_key = _measured_key(sdata, prediction.table)
     if truth_key is None:
         raise ValueError(
-            f"No measured table annotates {listing(regions_of(table))}, which was predicted; tables: "
+            f"No measured table annotates {listing(regions_of(prediction.table))}, which was predicted; tables: "
             f"{listing(sdata.tables)}. Add it to `sdata.tables`, or give it with `truth=` beside the bare predicted "
             "table."
         )
@@ -65,17 +56,17 @@ def truth_table(
     return sdata.tables[truth_key]
 
 
-def measured_key(sdata: SpatialData, table: AnnData) -> str | None:
+def _measured_key(sdata: SpatialData, table: AnnData) -> str | None:
     """Name of the only measured table of the shapes that `table` predicts; `None` if there is none."""
     annotating = [key for region in regions_of(table) for key in annotating_tables(sdata, region)]
     names = [key for key in dict.fromkeys(annotating) if sdata.tables[key].n_vars]
     return only_one(names, "truth_key", f"measured tables annotate {listing(regions_of(table))}")
 
 
-def shown_truth(sdata: SpatialData | AnnData, table: AnnData, truth_key: str | Literal[False] | None) -> str | None:
+def shown_truth(prediction: Prediction, truth_key: str | Literal[False] | None) -> str | None:
     """Name of the measured table to show beside a prediction: asked for, or the only one; `None` for none."""
-    if truth_key is None and not isinstance(sdata, AnnData):
-        return measured_key(sdata, table)
+    if truth_key is None and isinstance(prediction.data, SpatialData):
+        return _measured_key(prediction.data, prediction.table)
     return truth_key or None
 
 
@@ -91,16 +82,14 @@ def if_it_fits(compared: Callable[[], T], truth_key: str | Literal[False] | None
 
 
 def measured_values(
-    sdata: SpatialData | AnnData,
-    table: AnnData,
-    header: dict[str, Any],
+    prediction: Prediction,
     truth_key: str | Literal[False] | None,
     *,
     layer: str | None,
     unit: str,
     genes: Sequence[str] | None,
-) -> tuple[np.ndarray, list[str]] | None:
-    """(spots, genes) measured values in the unit of the prediction, NaN for spots that were not measured; the genes.
+) -> pd.DataFrame | None:
+    """(spots, genes) measured values in the unit of the prediction, NaN for spots that were not measured.
 
     `None` where there is nothing to compare with: no table was asked for, and none of the same shapes fits.
 
@@ -111,37 +100,17 @@ def measured_values(
     ValueError
         If the truth is not measured, shares no spots or genes, or is not counts.
     """
-    key = shown_truth(sdata, table, truth_key)
+    key = shown_truth(prediction, truth_key)
     if key is None:
         return None
 
-    def compared() -> tuple[np.ndarray, list[str]]:
-        measured = truth_table(sdata, table, key)
-        matrix, names, counted = normalized_truth(measured, header, layer, unit)
-        shared = compared_genes(table, names, genes)
-        ours, theirs = shared_spots(table, measured, counted)
-        out = np.full((table.n_obs, len(shared)), np.nan)
-        out[ours] = dense(take_genes(matrix, names, shared)[theirs])
-        return out, shared
+    def measured() -> pd.DataFrame:
+        compared = compare(prediction, truth_table(prediction, key), layer=layer, unit=unit, genes=genes)
+        values = np.full((prediction.table.n_obs, len(compared.genes)), np.nan)
+        values[compared.rows] = dense(compared.truth[compared.truth_rows])
+        return pd.DataFrame(values, columns=compared.genes)
 
-    return if_it_fits(compared, truth_key)
-
-
-def normalized_truth(
-    measured: AnnData, header: dict[str, Any], layer: str | None, unit: str
-) -> tuple[sp.csr_matrix, list[str], np.ndarray]:
-    """Measured expression in the unit of a prediction, the names of its columns in the prediction's naming, its rows.
-
-    The rows are those with counts: a spot without any was not measured.
-    """
-    require_choice(unit, UNITS, "unit")
-    if unit == "counts":
-        counts, names = truth_counts(measured, header, layer)
-        factors = size_factors(counts, names, size_factor_genes(header))
-        return log_normalize(counts, factors), names, factors > 0
-    matrix, names = _named_values(measured, header, layer)
-    check_unit(matrix, unit, _WHERE, names)
-    return matrix, names, np.asarray(matrix.sum(axis=1)).ravel() > 0
+    return if_it_fits(measured, truth_key)
 
 
 def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
@@ -177,18 +146,20 @@ def _named_values(measured: AnnData, header: dict[str, Any], layer: str | None) 
     return matrix, names_in(str(header["naming"]), measured, "The prediction", "the measured table")
 
 
-def compared_genes(table: AnnData, names: list[str], genes: Sequence[str] | None) -> list[str]:
+def _compared_genes(prediction: Prediction, names: list[str], genes: str | Sequence[str] | None) -> list[str]:
     """The genes asked for, or all that both tables have."""
     if genes is None:
-        return shared_genes(list(table.var_names), names, "The predicted and the measured table")
-    wanted = name_list(genes, "genes")
-    gene_index(table, wanted)
-    require_known(wanted, names, "genes", ": the measured table has no", KeyError)
-    return wanted
+        return shared_genes(list(prediction.table.var_names), names, "The predicted and the measured table")
+    # Of a gene that both tables lack, the prediction is named.
+    prediction.genes(genes)
+    return names_among(genes, names, "genes", ": the measured table has no", KeyError)
 
 
-def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both tables that are the same spot with counts, by instance id of one element, else by name."""
+def _shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both tables that are the same spot, by instance id of one element, else by name.
+
+    Without a count, a spot was not measured.
+    """
     predicted_ids, measured_ids = _spot_ids(table, measured), _spot_ids(measured, table)
     place = measured_ids.get_indexer(predicted_ids)
     ours = np.flatnonzero((place >= 0) & counted[place])
@@ -197,9 +168,7 @@ def shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tupl
             f"The predicted and the measured table share no spots: {listing(table.obs_names[:3])} against "
             f"{listing(measured.obs_names[:3])}."
         )
-    learned = (
-        table.obs[_keys.MEASURED].to_numpy(bool)[ours] if _keys.MEASURED in table.obs else np.zeros(len(ours), bool)
-    )
+    learned = table.obs.get(_keys.MEASURED, pd.Series(data=False, index=table.obs_names)).to_numpy(bool)[ours]
     if learned.all():
         raise ValueError(
             f"All {len(ours)} spots that were measured are rows of the reference (`obs[{_keys.MEASURED!r}]`): the "
@@ -234,44 +203,55 @@ class Section:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A predicted table beside the measured one."""
+    """Genes and spots that a predicted and a measured table have both."""
 
+    prediction: Prediction
+    measured: AnnData
     genes: list[str]
-    columns: np.ndarray
-    """Of these genes in the predicted table."""
     names: list[str]
-    """Genes of the measured table, in the naming of the prediction."""
-    sections: Iterator[Section]
+    """All genes of the measured table, in the naming of the prediction."""
+    truth: sp.csr_matrix
+    """float32 (measured spots, genes) in the unit of the prediction."""
+    rows: np.ndarray
+    """Of the spots in the predicted table."""
+    truth_rows: np.ndarray
+    """Of the same spots in the measured one."""
+
+    @cached_property
+    def columns(self) -> np.ndarray:
+        """Of the genes in the predicted table."""
+        return self.prediction.genes(self.genes)
+
+    def sections(self, sample_key: str) -> Iterator[Section]:
+        """Section by section, by a column of the measured table; one section where it is not there."""
+        samples = np.full(len(self.rows), "sample1")
+        if sample_key in self.measured.obs:
+            samples = labels(self.measured.obs[sample_key], missing=_keys.UNKNOWN)[self.truth_rows]
+        for sample in dict.fromkeys(samples):
+            every, truth_rows = self.rows[samples == sample], self.truth_rows[samples == sample]
+            values = some_of(self.prediction.table.X, every, self.columns)
+            spots = np.flatnonzero(np.isfinite(values).any(axis=1))
+            rows, values = truth_rows[spots], some_of(values, spots)
+            yield Section(sample, every, every[spots], rows, values, self.truth[rows])
 
 
 def compare(
-    table: AnnData,
-    header: dict[str, Any],
-    measured: AnnData,
-    *,
-    layer: str | None,
-    unit: str,
-    genes: str | Sequence[str] | None,
-    sample_key: str,
+    prediction: Prediction, measured: AnnData, *, layer: str | None, unit: str, genes: str | Sequence[str] | None
 ) -> Comparison:
-    """Genes and spots that both tables have, section by section, in the unit of the prediction."""
-    matrix, names, counted = normalized_truth(measured, header, layer, unit)
-    shared = compared_genes(table, names, genes)
-    ours, theirs = shared_spots(table, measured, counted)
-    columns, truth = gene_index(table, shared), take_genes(matrix, names, shared)
-    samples = np.full(len(theirs), "sample1")
-    if sample_key in measured.obs:
-        samples = labels(measured.obs[sample_key], missing=_keys.UNKNOWN)[theirs]
-
-    def sections() -> Iterator[Section]:
-        for sample in dict.fromkeys(samples):
-            every, truth_rows = ours[samples == sample], theirs[samples == sample]
-            values = some_of(table.X, every, columns)
-            spots = np.flatnonzero(np.isfinite(values).any(axis=1))
-            rows, values = truth_rows[spots], some_of(values, spots)
-            yield Section(sample, every, every[spots], rows, values, truth[rows])
-
-    return Comparison(shared, columns, names, sections())
+    """What both tables have, in the unit of the prediction."""
+    require_choice(unit, UNITS, "unit")
+    header = prediction.header
+    if unit == "counts":
+        counts, names = truth_counts(measured, header, layer)
+        factors = size_factors(counts, names, size_factor_genes(header))
+        matrix, counted = log_normalize(counts, factors), factors > 0
+    else:
+        matrix, names = _named_values(measured, header, layer)
+        check_unit(matrix, unit, _WHERE, names)
+        counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
+    shared = _compared_genes(prediction, names, genes)
+    rows, truth_rows = _shared_spots(prediction.table, measured, counted)
+    return Comparison(prediction, measured, shared, names, take_genes(matrix, names, shared), rows, truth_rows)
 
 
 def some_of(values: Any, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
@@ -280,8 +260,8 @@ def some_of(values: Any, rows: np.ndarray, columns: np.ndarray | None = None) ->
     def place(index: np.ndarray, length: int) -> Any:
         return slice(None) if np.array_equal(index, np.arange(length)) else index
 
-    own = np.asarray(values[place(rows, values.shape[0])])
-    return own if columns is None else own[:, place(columns, own.shape[1])]
+    part = np.asarray(values[place(rows, values.shape[0])])
+    return part if columns is None else part[:, place(columns, part.shape[1])]
 
 
 def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:

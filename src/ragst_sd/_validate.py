@@ -150,11 +150,11 @@ def require_type(value: Any, kind: type | tuple[type, ...], argument: str, todo:
     """Raise a `TypeError` naming what was found if `value` is not of `kind`."""
     if not isinstance(value, kind):
         kinds = kind if isinstance(kind, tuple) else (kind,)
-        wanted = " or ".join(one.__name__ for one in kinds)
+        wanted = " or ".join(allowed.__name__ for allowed in kinds)
         raise TypeError(f"`{argument}` is a {type(value).__name__}; it must be {wanted}. {todo}".rstrip())
 
 
-def told(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """What an error says, in one line."""
     # An error of the system has a number as its first argument.
     plain = isinstance(error, OSError) and error.errno is not None

@@ -45,21 +45,19 @@ _ENCODERS: dict[str, Encoder] = {}
 
 def active_client() -> Any:
     """The `dask.distributed` client of this session; `None` without one, and inside a task of a worker."""
-    # Whoever has a client has imported the package; importing it takes a while.
-    distributed = sys.modules.get("distributed")
-    if distributed is None or _this_worker() is not None:
-        return None
-    try:
-        return distributed.default_client()
-    except ValueError:
-        return None
+    return None if _this_worker() is not None else _of_distributed("default_client")
 
 
 def _this_worker() -> Any:
     """The worker in whose task this runs; `None` outside of tasks."""
+    return _of_distributed("get_worker")
+
+
+def _of_distributed(what: str) -> Any:
+    # Whoever has a client has imported the package; importing it takes a while.
     distributed = sys.modules.get("distributed")
     try:
-        return None if distributed is None else distributed.get_worker()
+        return None if distributed is None else getattr(distributed, what)()
     except ValueError:
         return None
 

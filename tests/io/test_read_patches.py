@@ -130,9 +130,10 @@ def test_whole_path(tmp_path):
     axes = rg.pl.prediction(query, genes=predicted.var_names[0], show=False, return_ax=True)
     assert axes is not None
     # Spots are drawn on their own pictures, laid where they are.
+    from ragst_sd import _results
     from ragst_sd.pl._section import read_section
 
-    section = read_section(query, predicted, predicted.uns["retrieval"], "predicted")
+    section = read_section(_results.predicted(query, "predicted"))
     canvas, own = section.pyramid.levels[0], query.tables["table"].obsm["thumbnail"]
     for row, (x, y) in enumerate(section.centers.astype(int)[:5]):
         here = canvas[:, y - 5 : y + 5, x - 5 : x + 5].mean(axis=(1, 2))

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ragst_sd._metrics import by_donor, group_means
+from ragst_sd._metrics import group_means
 from ragst_sd.pl import _style
-from ragst_sd.pl._benchmark import benchmark
+from ragst_sd.pl._benchmark import benchmark, differences_to
 
 UNIT = "log1p(counts per 10,000)"
 ACCURACY = {"mean": 0.0, "knn": 0.42, "ridge": 0.44, "rag": 0.46}
@@ -63,7 +63,7 @@ def test_one_mark_per_method_and_donor_best_first():
     expected = {(rows_of(ax).index(m), round(v, 9)) for m, v in zip(means["method"], means["value"], strict=True)}
     assert marks == expected
     bars = {int(line.get_ydata().mean()): line.get_xdata()[0] for line in ax.lines if line.get_gid() == "mean"}
-    summary = by_donor(scores).set_index("method")["mean"]
+    summary = means.groupby("method")["value"].mean()
     np.testing.assert_allclose([bars[i] for i in range(4)], summary[rows_of(ax)])
     assert column(ax, "mean") == [f"{value:.3f}" for value in summary[rows_of(ax)]]
 
@@ -117,11 +117,25 @@ def test_a_curve_over_the_donors_learned_from():
     assert rows_of(benchmark(scores[scores["n_donors"] == 4], baseline="ridge", return_ax=True)) == ["knn", "ridge"]
 
 
+def test_differences_are_paired_by_donor():
+    from scipy.stats import ttest_rel
+
+    values = pd.DataFrame({"A": [0.4, 0.52], "B": [0.6, 0.66], "C": [0.2, 0.33]}, index=["base", "better"])
+    line = differences_to(values, "base").loc["better"]
+    low, high = ttest_rel(values.loc["better"], values.loc["base"]).confidence_interval(0.95)
+    np.testing.assert_allclose([line["low"], line["high"]], [low, high])
+    assert line["difference"] == pytest.approx((0.12 + 0.06 + 0.13) / 3)
+    of_two = differences_to(values[["A", "B"]], "base").loc["better"]
+    assert of_two["difference"] == pytest.approx(0.09)
+    assert np.isnan(of_two["low"]) and np.isnan(of_two["high"])
+
+
 def test_differences_to_a_baseline():
     scores = make_scores()
     ax = benchmark(scores, baseline="ridge", return_ax=True)
     texts = column(ax, "difference (95 % interval)")
-    line = by_donor(scores, baseline="ridge").set_index("method").loc["rag"]
+    values = group_means(scores, "pearson").pivot_table(index="method", columns="fold", values="value")
+    line = differences_to(values, "ridge").loc["rag"]
     assert texts[0] == f"+{line['difference']:.3f} ({line['low']:.3f} to {line['high']:.3f})"
     assert texts[1] == "baseline"
     assert texts[3].startswith(_style.MINUS)

@@ -11,7 +11,7 @@ import pytest
 import ragst_sd as rg
 from ragst_sd._bank import open_bank
 from ragst_sd._demo import variable_genes
-from ragst_sd._metrics import by_donor, group_means
+from ragst_sd._metrics import group_means
 from ragst_sd._reference import reference_hash
 from ragst_sd.tl._cross_validate import cross_validate
 from ragst_sd.tl._folds import outer_folds, training_part
@@ -246,7 +246,7 @@ def test_a_donor_with_two_spots_is_predicted_but_not_scored(three, caplog):
     assert set(held["metric"]) == {"n_spots", "effective_n", "evidence_share"}
     assert value(held, metric="n_spots")[0] == 2
     assert "donor3 has 2 spots only" in caplog.text
-    assert by_donor(scores)["n"].tolist() == [2]
+    assert group_means(scores, "pearson")["value"].count() == 2
 
 
 def test_sections_with_the_same_image_are_left_out_together(three, caplog):
@@ -336,33 +336,10 @@ class TestByDonor:
     def test_genes_then_sections_then_donors(self, scores):
         means = group_means(scores, "pearson").set_index(["method", "fold"])["value"]
         np.testing.assert_allclose(means["base"][["A", "B", "C"]], [0.4, 0.6, 0.2])
-        summary = by_donor(scores).set_index("method")
-        assert summary.loc["base", "mean"] == pytest.approx(0.4)
-        assert summary.loc["base", "se"] == pytest.approx(np.std([0.4, 0.6, 0.2], ddof=1) / np.sqrt(3))
-        assert summary.loc["base", "n"] == 3
-
-    def test_paired_differences(self, scores):
-        from scipy.stats import ttest_rel
-
-        rng = np.random.default_rng(0)
-        better = scores["method"] == "better"
-        scores.loc[better, "value"] += rng.normal(0, 0.05, better.sum())
-        line = by_donor(scores, baseline="base").set_index("method").loc["better"]
-        means = group_means(scores, "pearson").pivot_table(index="fold", columns="method", values="value")
-        low, high = ttest_rel(means["better"], means["base"]).confidence_interval(0.95)
-        np.testing.assert_allclose([line["low"], line["high"]], [low, high])
-        assert line["difference"] == pytest.approx((means["better"] - means["base"]).mean())
-
-    def test_two_donors_make_no_interval(self, scores):
-        line = by_donor(scores[scores["fold"] != "C"], baseline="base").set_index("method").loc["better"]
-        assert line["difference"] == pytest.approx(0.1)
-        assert np.isnan(line["low"]) and np.isnan(line["high"])
 
     def test_unknown_names(self, scores):
         with pytest.raises(ValueError, match="`metric`"):
-            by_donor(scores, "pearsn")
-        with pytest.raises(ValueError, match="`baseline`"):
-            by_donor(scores, baseline="none")
+            group_means(scores, "pearsn")
 
 
 def test_metrics_that_are_asked_for(three):

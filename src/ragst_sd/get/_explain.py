@@ -13,13 +13,10 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
-from ragst_sd._cited_values import level_means, measured_values
-from ragst_sd._results import gene_index, holds_responses, matching_bank, predicted, require_matching, spot_index
+from ragst_sd._cited_values import Origin
+from ragst_sd._results import Prediction, matching_bank, predicted, require_matching
 from ragst_sd._validate import require_choice, require_key
-from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, response_parts
-from ragst_sd.get._regression_lines import mean_of_stack, regression_lines
-from ragst_sd.retrieval.bank import Bank
-from ragst_sd.retrieval.training import dense
+from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, regression_lines, response_parts
 
 # Where a narrow screen leaves out the middle, what was cited with which weight is still there.
 COLUMNS = (
@@ -115,47 +112,44 @@ def explain(
     True
     """
     require_choice(terms, ("cited", "all"), "terms")
-    table, header = predicted(sdata, prediction_key, any_task=True, exact=True)
-    for name in (_keys.EVIDENCE, _keys.RESPONSE) if holds_responses(header) else (_keys.EVIDENCE,):
-        require_key(name, table.layers, "table.layers", "It is written with the prediction; predict again.")
-    spots, columns = spot_index(table, obs_names), gene_index(table, genes)
-    if holds_responses(header):
-        return response_parts(require_matching(reference, header), header, table, spots, columns)
-    bank = matching_bank(reference, header, _cited_by(table, header, spots)[2])
-    scrna, parts = is_scrna(table, columns), []
-    for of_cells, lines in ((True, cell_type_lines), (False, partial(_from_rows, by_row=terms == "all"))):
+    prediction = predicted(sdata, prediction_key, any_task=True, exact=True)
+    for name in (_keys.EVIDENCE, _keys.RESPONSE) if prediction.of_responses else (_keys.EVIDENCE,):
+        require_key(name, prediction.table.layers, "table.layers", "It is written with the prediction; predict again.")
+    spots, columns = prediction.spots(obs_names), prediction.genes(genes)
+    if prediction.of_responses:
+        return response_parts(prediction, require_matching(prediction, reference), spots, columns)
+    bank = matching_bank(prediction, reference, _cited_by(prediction, spots)[2])
+    scrna, parts = is_scrna(prediction.table, columns), []
+    for of_cells, lines in ((True, cell_type_lines), (False, partial(_lines_of_rows, by_row=terms == "all"))):
         at = np.flatnonzero(scrna == of_cells)
         if len(at):
-            parts += [one.assign(gene=at[one["gene"]]) for one in lines(bank, header, table, spots, columns[at])]
-    return in_order(parts, table, spots, columns, COLUMNS)
+            origin = Origin(prediction, bank, columns[at])
+            parts += [part.assign(gene=at[part["gene"]]) for part in lines(origin, spots)]
+    return in_order(parts, prediction.table, spots, columns, COLUMNS)
 
 
-def _from_rows(
-    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray, *, by_row: bool
-) -> list[pd.DataFrame]:
+def _lines_of_rows(origin: Origin, spots: np.ndarray, *, by_row: bool) -> list[pd.DataFrame]:
     """Lines of genes that were measured."""
-    prediction = dense(table.X[spots][:, genes]).astype(np.float64)
-    evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
-    used, served, cited = _cited_lines(bank, header, table, spots, genes)
-    stack = _has_regression(table, header)
+    prediction, genes = origin.prediction, origin.genes
+    evidence = prediction.values(genes, spots, layer=_keys.EVIDENCE)
+    known = np.isfinite(evidence)
+    used, served, cited = _cited_lines(origin, spots)
+    stack = _has_regression(prediction)
     # What retrieval says by its share; where no cited row measured a gene, nothing.
-    share = np.where(served, table.var[_keys.RETRIEVAL_SHARE].to_numpy(np.float64)[genes] if stack else 1.0, 0.0)
-    mean = ~served & np.isfinite(evidence)
-    level = evidence
+    share = prediction.table.var[_keys.RETRIEVAL_SHARE].to_numpy(np.float64)[genes] if stack else 1.0
+    share = np.where(served, share, 0.0)
+    mean, level = ~served & known, evidence
     if stack:
-        levels, level_of = mean_of_stack(bank, header, table, table.var_names[genes])
+        levels, level_of = origin.mean_of_stack()
         level = levels[level_of[spots]]
-        mean |= np.isfinite(evidence) & (share < 1)
+        mean |= known & (share < 1)
     k = used.shape[2]
     rest = regression_lines(
-        bank,
-        header,
-        table,
+        origin,
         spots,
-        genes,
         place=k + 1,
-        share=np.where(np.isfinite(evidence), 1 - share, 0.0) if stack else np.zeros(evidence.shape),
-        total=prediction - evidence,
+        share=np.where(known, 1 - share, 0.0) if stack else np.zeros(evidence.shape),
+        total=prediction.values(genes, spots) - evidence,
         by_row=by_row,
     )
     in_place_of_rows = {
@@ -165,50 +159,44 @@ def _from_rows(
         "correction": np.where(mean, 0.0, np.nan),
         "contribution": np.where(mean, (1 - share) * level, np.nan),
     }
-    parts = [
-        lines_of((~served | mean)[..., None], k, **{name: one[..., None] for name, one in in_place_of_rows.items()}),
-        rest,
-    ]
+    columns = {name: values[..., None] for name, values in in_place_of_rows.items()}
+    parts = [lines_of((~served | mean)[..., None], k, **columns), rest]
     if k:
         cited |= {name: cited[name] * share[..., None] for name in ("weight", "contribution")}
         parts.append(lines_of(used, **cited))
     return parts
 
 
-def _has_regression(table: AnnData, header: dict[str, Any]) -> bool:
-    if _keys.RETRIEVAL_SHARE in table.var and len(header[_keys.CITED]) and (table.var[_keys.RETRIEVAL_SHARE] < 1).any():
-        require_key(_keys.REGRESSION_KEY, table.obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
-    return _keys.REGRESSION_KEY in table.obsm
+def _has_regression(prediction: Prediction) -> bool:
+    var, obsm = prediction.table.var, prediction.table.obsm
+    if _keys.RETRIEVAL_SHARE in var and len(prediction.cited) and (var[_keys.RETRIEVAL_SHARE] < 1).any():
+        require_key(_keys.REGRESSION_KEY, obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
+    return _keys.REGRESSION_KEY in obsm
 
 
-def _cited_by(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+def _cited_by(prediction: Prediction, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     """(spots, k) lines of the rows that the spots cite, 0 for none, their weights, 0 for none, and these lines."""
-    rows, held = (np.asarray(table.obsm[name])[spots] for name in (_keys.ROWS, _keys.WEIGHTS))
-    held = np.where((rows >= 0) & (held > 0), held, 0).astype(np.float64)
-    cited = np.unique(rows[held > 0])
-    rows = np.where(held > 0, np.searchsorted(cited, np.where(held > 0, rows, 0)), 0)
-    return rows, held, header[_keys.CITED].iloc[cited]
+    rows, weights = prediction.citations(spots)
+    cited = np.unique(rows[rows >= 0])
+    return np.searchsorted(cited, rows), weights.astype(np.float64), prediction.cited.iloc[cited]
 
 
-def _cited_lines(
-    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def _cited_lines(origin: Origin, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """(spots, genes, k) whether a cited row has a line, (spots, genes) whether one measured the gene, what lines hold."""
-    rows, held, cited = _cited_by(table, header, spots)
-    shape = (len(spots), len(genes))
+    rows, weights, cited = _cited_by(origin.prediction, spots)
+    shape = (len(spots), len(origin.genes))
     if not len(cited):
         return np.zeros((*shape, 0), dtype=bool), np.zeros(shape, dtype=bool), {}
-    of_rows = measured_values(bank, header, cited, table.var_names[genes])
-    value, measured, correction = (part[rows].transpose(0, 2, 1) for part in of_rows)
-    levels, level_of = level_means(bank, header, table, table.var_names[genes])
-    votes = (held > 0)[:, None] & measured
-    weight = np.where(votes, held[:, None], 0.0)
+    value, measured, correction = (part[rows].transpose(0, 2, 1) for part in origin.measured_values(cited))
+    levels, level_of = origin.level_means()
+    votes = (weights > 0)[:, None] & measured
+    weight = np.where(votes, weights[:, None], 0.0)
     total = weight.sum(axis=2, keepdims=True)
     weight = np.divide(weight, total, out=weight, where=total > 0)
     value = np.where(votes, value, np.nan)
     correction = np.where(votes, correction + levels[level_of[spots]][..., None], np.nan)
     served = votes.any(axis=2)
-    used = (held > 0)[:, None] & served[..., None]
+    used = (weights > 0)[:, None] & served[..., None]
     order = np.lexsort((np.broadcast_to(rows[:, None], used.shape), np.where(used, -weight, np.inf)), axis=-1)
     brought = {
         "place": np.argsort(order, axis=-1),

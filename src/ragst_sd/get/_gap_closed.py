@@ -14,6 +14,7 @@ from ragst_sd._validate import require_key, require_known
 _LOWER_IS_BETTER = ("mae", "mse", "energy", "wasserstein", "mmd")
 # Half of the gap is closed; a gap smaller than this share of the way to a perfect score is none.
 _SOLVED, _LEAST_GAP = 0.5, 0.05
+BASELINES = ("knn", "ridge", "kernel_ridge", "bilinear", "same_perturbation", "context_additive")
 STRATA = ("the mean solves", "baselines solve", "resists", "no ceiling")
 
 
@@ -22,14 +23,7 @@ def gap_closed(
     *,
     metric: str = "pearson_delta",
     baseline: str = "mean",
-    baselines: str | Sequence[str] = (
-        "knn",
-        "ridge",
-        "kernel_ridge",
-        "bilinear",
-        "same_perturbation",
-        "context_additive",
-    ),
+    baselines: str | Sequence[str] = BASELINES,
 ) -> pd.DataFrame:
     r"""Say how much of what can be gained over the mean each method gains, perturbation by perturbation.
 

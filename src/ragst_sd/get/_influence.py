@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,10 +17,10 @@ from ragst_sd._bank import open_bank
 from ragst_sd._cell_types import measured_columns
 from ragst_sd._eligibility import eligible_rows, where_of
 from ragst_sd._labels import as_names, labels
-from ragst_sd._metrics import pearson, score
+from ragst_sd._metrics import finite_mean, pearson, score
 from ragst_sd._query import read_query, state_of
 from ragst_sd._reference import reference_header
-from ragst_sd._results import gene_index, holds_responses, predicted, require_matching, spot_index
+from ragst_sd._results import Prediction, predicted, require_matching
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_key, require_some
 from ragst_sd._workers import spread_blocks
@@ -29,7 +28,6 @@ from ragst_sd.get._neighbors import neighbors
 from ragst_sd.retrieval.bank import Bank, Selection
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import part_of, predict, select
-from ragst_sd.retrieval.training import dense
 
 logger = logging.getLogger(__name__)
 
@@ -138,13 +136,14 @@ def influence(
             raise ValueError(
                 "`genes` has no meaning with `rows`: a spot cites the same rows for all genes. Leave one of them out."
             )
-        return _citing(sdata, reference, as_names(rows), prediction_key, obs_names)
+        prediction = predicted(sdata, prediction_key, any_task=True)
+        return _citing(prediction, reference, as_names(rows), obs_names)
 
-    table, header = predicted(sdata, prediction_key, exact=True)
-    reference = require_matching(reference, header)
+    prediction = predicted(sdata, prediction_key, exact=True)
+    reference = require_matching(prediction, reference)
     groups = _groups(reference, group_key)
-    columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
-    rerun = Rerun(sdata, reference, table, header, spots=spot_index(table, obs_names), genes=columns)
+    columns = prediction.genes(genes)
+    rerun = Rerun(prediction, reference, spots=prediction.spots(obs_names), genes=columns)
     show = settings.progress if progress is None else progress
     lines = []
     for group in tqdm(np.unique(groups), unit="group", disable=not show):
@@ -154,7 +153,7 @@ def influence(
             "group": group,
             "n_rows": int((members & rerun.usable).sum()),
             "n_spots": int((share > 0).sum()),
-            "weight": float(np.nanmean(share)) if np.isfinite(share).any() else np.nan,
+            "weight": float(finite_mean(share)),
         }
         if not np.isfinite(after).any():
             logger.warning("Without %s %r nothing can be predicted: no row is left that may be used.", group_key, group)
@@ -162,7 +161,8 @@ def influence(
     lines.sort(key=lambda line: (-line[1]["lost"], -np.nan_to_num(line[1]["mean_abs_change"]), line[0]["group"]))
     if genes is None:
         return pd.DataFrame([{**about, **overall} for about, overall, _ in lines])
-    parts = [by_gene.assign(**about, gene=table.var_names[columns]) for about, _, by_gene in lines]
+    names = prediction.table.var_names[columns]
+    parts = [by_gene.assign(**about, gene=names) for about, _, by_gene in lines]
     return pd.concat(parts, ignore_index=True)[["group", "gene", "n_rows", "n_spots", "weight", *_CHANGES]]
 
 
@@ -193,33 +193,27 @@ def _changes(before: np.ndarray, after: np.ndarray) -> tuple[dict[str, float], p
 
 
 def _citing(
-    sdata: SpatialData | AnnData,
-    reference: AnnData | None,
-    rows: list[str],
-    prediction_key: str,
-    obs_names: str | Sequence[str] | None,
+    prediction: Prediction, reference: AnnData | None, rows: list[str], obs_names: str | Sequence[str] | None
 ) -> pd.DataFrame:
     """Lines of :func:`ragst_sd.get.neighbors` that cite the given rows of the reference."""
-    _, header = predicted(sdata, prediction_key, any_task=True)
     require_some(rows, "rows", "Name at least one row of the reference.")
-    known = pd.Index(header[_keys.CITED]["reference"])
+    known = pd.Index(prediction.cited["reference"])
     if reference is not None:
-        require_matching(reference, header)
+        require_matching(prediction, reference)
         known = reference.obs_names
     missing = [row for row in rows if row not in known]
     if missing:
-        what = "cell" if holds_responses(header) else "spot"
-        where = "the reference has no row" if reference is not None else f"no {what} of the prediction cites"
-        todo = (
-            "" if reference is not None else " Give the `reference` to tell rows that are never cited from wrong names."
-        )
+        where, todo = "the reference has no row", ""
+        if reference is None:
+            where = f"no {'cell' if prediction.of_responses else 'spot'} of the prediction cites"
+            todo = " Give the `reference` to tell rows that are never cited from wrong names."
         raise KeyError(
             f"`rows`: {where} {listing(missing)}; there are {listing(known)}.{hint(missing[0], known)}{todo}"
         )
-    frame = neighbors(sdata, prediction_key=prediction_key, obs_names=obs_names)
-    frame = frame[frame["reference"].isin(rows)]
-    place = frame["reference"].map({row: i for i, row in enumerate(rows)})
-    frame = frame.assign(place=place).sort_values(["place", "weight"], ascending=[True, False], kind="stable")
+    frame = neighbors(prediction.data, prediction_key=prediction.key, obs_names=obs_names)
+    place = pd.Index(rows).get_indexer(frame["reference"])
+    frame = frame.assign(place=place)[place >= 0]
+    frame = frame.sort_values(["place", "weight"], ascending=[True, False], kind="stable")
     return frame[["reference", "query", "rank", "distance", "weight"]].reset_index(drop=True)
 
 
@@ -239,36 +233,27 @@ class Rerun:
         stored prediction.
     """
 
-    def __init__(
-        self,
-        sdata: SpatialData | AnnData,
-        reference: AnnData,
-        table: AnnData,
-        header: dict[str, Any],
-        *,
-        spots: np.ndarray,
-        genes: np.ndarray,
-    ) -> None:
-        if not isinstance(sdata, SpatialData):
+    def __init__(self, prediction: Prediction, reference: AnnData, *, spots: np.ndarray, genes: np.ndarray) -> None:
+        table, header, names = prediction.table, prediction.header, prediction.table.obs_names[spots]
+        if not isinstance(prediction.data, SpatialData):
             raise TypeError(
                 "A bare predicted table has no embeddings, from which the search is made again. Give the SpatialData "
                 f"with table {str(header['table_key'])!r} and its `obsm[{str(header['use_rep'])!r}]`; `rows=` does "
                 "without."
             )
-        self._bank = _bank_of(reference, header)
-        query = read_query(sdata, self._bank.header, table_key=str(header["table_key"]), use_rep=str(header["use_rep"]))
-        at = query.table.obs_names.get_indexer(table.obs_names[spots])
+        self._bank = _bank_of(prediction, reference)
+        made_of = {name: str(header[name]) for name in ("table_key", "use_rep")}
+        query = read_query(prediction.data, self._bank.header, **made_of)
+        at = query.table.obs_names.get_indexer(names)
         if (at < 0).any():
             raise ValueError(
                 f"Table {query.table_key!r} no longer has {int((at < 0).sum())} of the predicted spots: "
-                f"{listing(table.obs_names[spots][at < 0])}. Predict again."
+                f"{listing(names[at < 0])}. Predict again."
             )
         # Spots off the image were never predicted.
         self._on_image = query.finite[at]
         if not self._on_image.any():
-            raise ValueError(
-                f"No spot has an embedding, and so no prediction that could change: {listing(table.obs_names[spots])}."
-            )
+            raise ValueError(f"No spot has an embedding, and so no prediction that could change: {listing(names)}.")
         eligibility = eligible_rows(
             self._bank,
             query,
@@ -283,12 +268,12 @@ class Rerun:
         self._selection, self.prediction = self._predict(np.ones(len(at), dtype=bool), eligibility.allowed)
         self.prediction[~self._on_image] = np.nan
         """(spots, genes) prediction with nothing taken out; NaN for spots off the image."""
-        same = np.isclose(self.prediction, dense(table.X[spots][:, genes]), rtol=0, atol=_SAME, equal_nan=True)
+        same = np.isclose(self.prediction, prediction.values(genes, spots), rtol=0, atol=_SAME, equal_nan=True)
         changed = ~same.all(axis=1)
         if changed.any():
             raise ValueError(
                 f"The stored prediction is not what its provenance gives today: {int(changed.sum())} of {len(changed)} "
-                f"spots differ (first: {table.obs_names[spots][changed][0]!r}). "
+                f"spots differ (first: {names[changed][0]!r}). "
                 f"`tables[{str(header['table_key'])!r}].obsm[{str(header['use_rep'])!r}]`, its header, the donors of "
                 "the spots, or the predicted values changed since. Predict again, and then ask what they rest on."
             )
@@ -331,9 +316,9 @@ class Rerun:
         return selected.selection, predict(part, selected.selection, spread_blocks)["prediction"]
 
 
-def _bank_of(reference: AnnData, header: dict[str, Any]) -> Bank:
+def _bank_of(prediction: Prediction, reference: AnnData) -> Bank:
     """The opened reference with the fit that made the prediction, of a method that cites."""
-    bank = open_bank(reference)
+    bank, header = open_bank(reference), prediction.header
     fit = bank.fit
     if fit.fit_hash != str(header["fit_hash"]):
         raise ValueError(

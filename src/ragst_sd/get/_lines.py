@@ -1,4 +1,4 @@
-"""Lines of :func:`ragst_sd.get.explain`: of any arrays, of genes from single cells, and of predicted responses."""
+"""Lines of :func:`ragst_sd.get.explain`: of any arrays, of a regression, of genes from single cells, and of responses."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types_hash, signature_genes, signatures_of, type_names
+from ragst_sd._cited_values import Origin
 from ragst_sd._labels import labels
+from ragst_sd._results import Prediction
 from ragst_sd._validate import require_key
-from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.regression import row_weights
 from ragst_sd.retrieval.training import dense
 
 _ABOUT = ("reference", _keys.PERTURBATION, _keys.CONTEXT)
+# Predictions are float32, and the sum of a regression runs over all rows.
+_SAME = 1e-4
 _NUMBERS = ("weight", "value", "correction", "contribution")
 
 
@@ -30,8 +34,8 @@ def lines_of(keep: np.ndarray, place: Any, **columns: Any) -> pd.DataFrame:
     """
     frame = dict(zip(("query", "gene"), np.nonzero(keep)[:2], strict=True))
     for name, values in {"place": place, **columns}.items():
-        one = np.asarray(values, dtype=object if isinstance(values, str) else None)
-        frame[name] = np.broadcast_to(one, keep.shape)[keep]
+        array = np.asarray(values, dtype=object if isinstance(values, str) else None)
+        frame[name] = np.broadcast_to(array, keep.shape)[keep]
     return pd.DataFrame(frame)
 
 
@@ -48,9 +52,79 @@ def in_order(
     return frame.astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
 
 
-def cell_type_lines(
-    bank: Bank, header: dict[str, Any], table: AnnData, spots: np.ndarray, genes: np.ndarray
-) -> list[pd.DataFrame]:
+def regression_lines(
+    origin: Origin, spots: np.ndarray, *, place: int, share: np.ndarray, total: np.ndarray, by_row: bool
+) -> pd.DataFrame:
+    """Lines by section, or by row; of a reference on disk, whose rows are not read, a single one.
+
+    Parameters
+    ----------
+    place
+        Of the first line, as in `lines_of`.
+    share
+        (spots, genes) share of the regression in each value.
+    total
+        (spots, genes) what the regression added, as it is stored.
+
+    Raises
+    ------
+    ValueError
+        If the lines do not add up to it: the reference, or the table, changed.
+    """
+    bank = origin.bank
+    if bank.lazy or not share.any():
+        name, always = "regression" if share.any() else "adjustment", np.ones((*total.shape, 1), dtype=bool)
+        return lines_of(always, place, reference=name, contribution=total[..., None])
+    genes, parameters = origin.columns, bank.fit.parameters
+    shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(bank.genes))))
+    means = np.asarray(parameters["reference_mean"])[genes] + np.asarray(shifts)[:, genes]
+    values = dense(bank.values[:, genes])
+    keys = np.asarray(origin.prediction.table.obsm[_keys.REGRESSION_KEY], dtype=np.float64)[spots]
+    eligible, pattern = origin.regression_rows()
+    pattern = pattern[spots]
+
+    sections, first = np.unique(bank.sections, return_index=True)
+    lines = np.arange(len(bank)) if by_row else first
+    shape = (*total.shape, len(lines))
+    weight, contribution = np.zeros(shape), np.zeros(shape)
+    # By panel: rows are too many to be compared.
+    patterns, of_gene = np.unique(bank.measured[:, genes], axis=1, return_inverse=True)
+    for p, e in np.ndindex(patterns.shape[1], len(eligible)):
+        rows = np.flatnonzero(patterns[bank.panels, p] & eligible[e])
+        of_pattern, columns = np.flatnonzero(pattern == e), np.flatnonzero(of_gene.ravel() == p)
+        if not len(rows) or not len(of_pattern):
+            continue
+        h = row_weights(parameters, bank.regression_key, keys[of_pattern], rows)
+        residual = values[rows][:, columns] - means[bank.sections[rows]][:, columns]
+        if by_row:
+            here = np.ix_(of_pattern, columns, rows)
+            weight[here], contribution[here] = h[:, None], h[:, None] * residual.T
+            continue
+        for i, section in enumerate(sections):
+            inside = bank.sections[rows] == section
+            here = np.ix_(of_pattern, columns, np.array([i]))
+            weight[here] = h[:, inside].sum(axis=1)[:, None, None]
+            contribution[here] = (h[:, inside] @ residual[inside])[..., None]
+    weight, contribution = weight * share[..., None], contribution * share[..., None]
+    difference = np.abs(contribution.sum(axis=2) - total)
+    if (difference > _SAME * (1 + np.abs(contribution).sum(axis=2))).any():
+        raise ValueError(
+            f"The regression over the rows of this reference gives another value than the table holds (by "
+            f"{difference.max():.3g}): rows that the spots do not cite changed since. Predict again, or give the "
+            "reference as it was."
+        )
+    contribution[np.isnan(total)] = np.nan
+    says = (weight != 0) | (np.nan_to_num(contribution) != 0)
+    says[..., 0] |= ~says.any(axis=2)
+    about: dict[str, Any] = {"reference": "regression", "weight": weight, "contribution": contribution}
+    if by_row:
+        about |= {"reference": bank.ids.astype(object), "value": values.T, "correction": -means[bank.sections].T}
+    for name in (_keys.DONOR, _keys.SAMPLE):
+        about[name] = bank.obs[name].iloc[lines].astype(str).to_numpy(dtype=object)
+    return lines_of(says, place + np.arange(len(lines)), **about)
+
+
+def cell_type_lines(origin: Origin, spots: np.ndarray) -> list[pd.DataFrame]:
     """Lines of :func:`ragst_sd.get.explain` for genes from single cells, types by falling fraction.
 
     Raises
@@ -60,35 +134,37 @@ def cell_type_lines(
     ValueError
         If the reference's cell types are not those that the prediction was made from.
     """
-    about = _same_cell_types(bank, header)
-    require_key(_keys.CELL_TYPE_FRACTION, table.obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
-    fractions = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)[spots]
-    known, n_types = np.isfinite(fractions).all(axis=1), fractions.shape[1]
-    profiles = signatures_of(about, table.var_names[genes]).T
-    prediction = dense(table.X[spots][:, genes]).astype(np.float64)
-    evidence = dense(table.layers[_keys.EVIDENCE][spots][:, genes]).astype(np.float64)
+    about, prediction, genes = _same_cell_types(origin), origin.prediction, origin.genes
+    obsm = prediction.table.obsm
+    require_key(_keys.CELL_TYPE_FRACTION, obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
+    fractions = np.asarray(obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)[spots]
+    known = np.isfinite(fractions).all(axis=1)[:, None, None]
+    n_types = fractions.shape[1]
+    profiles = signatures_of(about, origin.names).T
+    evidence = prediction.values(genes, spots, layer=_keys.EVIDENCE)[..., None]
     shape = (len(spots), len(genes), n_types)
     share = np.broadcast_to(fractions[:, None], shape)
-    used = known[:, None, None] & (share > 0)
+    used = known & (share > 0)
     amounts = np.where(used, share * profiles, 0.0)
     total = amounts.sum(axis=2, keepdims=True)
-    contribution = evidence[..., None] * np.divide(amounts, total, out=np.zeros(shape), where=total > 0)
+    contribution = evidence * np.divide(amounts, total, out=np.zeros(shape), where=total > 0)
     value = np.log1p(profiles)
     with np.errstate(invalid="ignore", divide="ignore"):
         correction = contribution / share - value
     brought = {"weight": share, "value": value, "correction": correction, "contribution": contribution}
     place = np.argsort(np.argsort(-share, axis=2, kind="stable"), axis=2)
     names = np.array(type_names(about), dtype=object)
-    unknown, always = np.broadcast_to(~known[:, None, None], (*shape[:2], 1)), np.ones((*shape[:2], 1), dtype=bool)
+    adjustment, always = prediction.values(genes, spots)[..., None] - evidence, np.ones(evidence.shape, dtype=bool)
     return [
         lines_of(used, place, reference=names, **brought),
-        lines_of(unknown, n_types, reference="not measured"),
-        lines_of(always, n_types + 1, reference="adjustment", contribution=(prediction - evidence)[..., None]),
+        lines_of(always & ~known, n_types, reference="not measured"),
+        lines_of(always, n_types + 1, reference="adjustment", contribution=adjustment),
     ]
 
 
-def _same_cell_types(bank: Bank, header: dict[str, Any]) -> Mapping[str, Any]:
-    about, made_from = bank.header.cell_types, header.get(_keys.CELL_TYPES) or {}
+def _same_cell_types(origin: Origin) -> Mapping[str, Any]:
+    bank, made_from = origin.bank, origin.prediction.header.get(_keys.CELL_TYPES) or {}
+    about = bank.header.cell_types
     current = "" if about is None else cell_types_hash(bank.ids, np.asarray(bank.types), about)
     if about is None or not len(signature_genes(about)) or current != made_from.get("hash"):
         raise ValueError(
@@ -99,36 +175,33 @@ def _same_cell_types(bank: Bank, header: dict[str, Any]) -> Mapping[str, Any]:
     return about
 
 
-def nothing_cited(header: Mapping[str, Any]) -> str:
+def nothing_cited(prediction: Prediction) -> str:
     """What stands in for cited rows where a prediction cites none."""
-    return f"nothing cited: {header.get(_keys.STARTS_FROM, 'prediction without retrieval')}"
+    return f"nothing cited: {prediction.header.get(_keys.STARTS_FROM, 'prediction without retrieval')}"
 
 
-def response_parts(
-    reference: AnnData, header: dict[str, Any], table: AnnData, cells: np.ndarray, genes: np.ndarray
-) -> pd.DataFrame:
+def response_parts(prediction: Prediction, reference: AnnData, cells: np.ndarray, genes: np.ndarray) -> pd.DataFrame:
     """Lines of :func:`ragst_sd.get.explain` for predicted responses."""
-    bank = header[_keys.CITED]
-    rows, weights = (np.asarray(table.obsm[name])[cells] for name in (_keys.ROWS, _keys.WEIGHTS))
-    cites = (rows >= 0) & (weights > 0)
+    table, cited = prediction.table, prediction.cited
+    rows, weights = prediction.citations(cells)
+    cites: Any = rows >= 0
     place = 1 + np.argsort(np.lexsort((rows, np.where(cites, -weights, np.inf)), axis=1), axis=1)
     weights = weights.astype(np.float64)[:, None, :]
-    prediction, response, evidence = (
-        dense(matrix[cells][:, genes]).astype(np.float64)[..., None]
-        for matrix in (table.X, table.layers[_keys.RESPONSE], table.layers[_keys.EVIDENCE])
+    expression, response, evidence = (
+        prediction.values(genes, cells, layer=layer)[..., None] for layer in (None, _keys.RESPONSE, _keys.EVIDENCE)
     )
-    at = reference.obs_names.get_indexer(bank["reference"])
+    at = reference.obs_names.get_indexer(cited["reference"])
     columns = reference.var_names.get_indexer(table.var_names[genes])
     # The last line has no row, which -1 points to.
     measured = np.concatenate([dense(reference.X[at][:, columns]), np.full((1, len(genes)), np.nan)])
     measured = measured[rows].transpose(0, 2, 1)
-    about = {name: np.array([*bank[name].astype(str), ""], dtype=object)[rows][:, None] for name in _ABOUT}
+    about = {name: np.array([*cited[name].astype(str), ""], dtype=object)[rows][:, None] for name in _ABOUT}
     brought = {"weight": weights, "value": measured, "contribution": measured * weights}
-    control = labels(table.obs[_keys.PERTURBATION])[cells] == str(header["control"])
-    instead = np.where(control, "control: no response", nothing_cited(header)).astype(object)[:, None, None]
-    always, last = np.ones(prediction.shape, dtype=bool), rows.shape[1] + 1
+    control = labels(table.obs[_keys.PERTURBATION])[cells] == str(prediction.header["control"])
+    instead = np.where(control, "control: no response", nothing_cited(prediction)).astype(object)[:, None, None]
+    always, last = np.ones(expression.shape, dtype=bool), rows.shape[1] + 1
     uncited = always & ~cites.any(axis=1)[:, None, None]
-    source = prediction - response
+    source = expression - response
     parts = [
         lines_of(always, 0, reference="source", value=source, contribution=source),
         lines_of(cites[:, None] & always, place[:, None], **about, **brought),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +11,8 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._results import holds_responses, predicted, spot_index
+from ragst_sd._results import Prediction, predicted
 from ragst_sd.get._lines import nothing_cited
-from ragst_sd.retrieval.training import dense
 
 # Columns of the cited rows, the one that their sources go by, and columns of the sources.
 _OF_SPOTS = (
@@ -85,17 +83,17 @@ def neighbors(
     >>> set(table["donor"]) <= {"donor1", "donor2"}
     True
     """
-    table, header = predicted(sdata, prediction_key, any_task=True)
-    which = spot_index(table, obs_names)
-    places = (_keys.ROWS, _keys.WEIGHTS, _keys.DISTANCES)
-    rows, weights, distances = (np.asarray(table.obsm[name])[which] for name in places)
-    spot, place = np.nonzero((rows >= 0) & (weights > 0))
-    cited = header[_keys.CITED].iloc[rows[spot, place]]
-    first, source_key, last = _OF_RESPONSES if holds_responses(header) else _OF_SPOTS
-    sources = header["sources"].reindex(cited[source_key].astype(str).to_numpy())
+    prediction = predicted(sdata, prediction_key, any_task=True)
+    table, spots = prediction.table, prediction.spots(obs_names)
+    rows, weights = prediction.citations(spots)
+    distances = np.asarray(table.obsm[_keys.DISTANCES])[spots]
+    spot, place = np.nonzero(rows >= 0)
+    cited = prediction.cited.iloc[rows[spot, place]]
+    first, source_key, last = _OF_RESPONSES if prediction.of_responses else _OF_SPOTS
+    sources = prediction.header["sources"].reindex(cited[source_key].astype(str).to_numpy())
     frame = pd.DataFrame(
         {
-            "query": table.obs_names.to_numpy()[which][spot],
+            "query": table.obs_names.to_numpy()[spots][spot],
             "reference": cited["reference"].to_numpy(),
             **{name: cited[name].to_numpy() for name in first},
             "distance": distances[spot, place],
@@ -107,29 +105,28 @@ def neighbors(
         ["spot", "weight", "distance", "reference"], ascending=[True, False, True, True], ignore_index=True
     )
     frame.insert(1, "rank", frame.groupby("spot").cumcount() + 1)
-    if holds_responses(header):
-        return _with_spots_without_rows(frame, table, header, which).drop(columns="spot")
+    if prediction.of_responses:
+        return _with_spots_without_rows(frame, prediction, spots).drop(columns="spot")
     return frame[list(_COLUMNS)]
 
 
-def _with_spots_without_rows(
-    frame: pd.DataFrame, table: AnnData, header: dict[str, Any], which: np.ndarray
-) -> pd.DataFrame:
+def _with_spots_without_rows(frame: pd.DataFrame, prediction: Prediction, spots: np.ndarray) -> pd.DataFrame:
     """A line that says so for each query that cites no rows, controls aside."""
-    bare = np.ones(len(which), dtype=bool)
+    table = prediction.table
+    bare = np.ones(len(spots), dtype=bool)
     bare[frame["spot"].unique()] = False
-    bare &= labels(table.obs[_keys.PERTURBATION])[which] != str(header["control"])
+    bare &= labels(table.obs[_keys.PERTURBATION])[spots] != str(prediction.header["control"])
     if not bare.any():
         return frame
-    rows = which[bare]
-    response, evidence = (dense(table.layers[name][rows]) for name in (_keys.RESPONSE, _keys.EVIDENCE))
+    rows, layers = spots[bare], (_keys.RESPONSE, _keys.EVIDENCE)
+    response, evidence = (prediction.values(prediction.genes(None), rows, layer=name) for name in layers)
     moved = ~np.isclose(response, evidence, atol=1e-6).all(axis=1)
-    said = nothing_cited(header)
+    words = nothing_cited(prediction)
     lines = pd.DataFrame(
         {
             "query": table.obs_names.to_numpy()[rows],
             "rank": 0,
-            "reference": np.where(moved, f"{said}, and an adjustment", said).astype(object),
+            "reference": np.where(moved, f"{words}, and an adjustment", words).astype(object),
             _keys.N_CELLS: 0,
             "weight": 0.0,
             "spot": np.flatnonzero(bare),

@@ -18,7 +18,6 @@ from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.retrieval.training import dense
 
 WIDTH = "interval_width"
-_LAYERS = "the predicted table's layers"
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _RANDOM_ORDERS = 5
 
@@ -111,33 +110,32 @@ def risk_coverage(
     >>> list(risk["by"].unique())
     ['disagreement', 'random', 'oracle']
     """
-    table, header = predicted(sdata, prediction_key)
+    prediction = predicted(sdata, prediction_key)
+    table = prediction.table
     shares = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"`shares` is {listing(shares)}; name shares of the spots to keep, above 0 and at most 1.")
     orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
     for name in orders:
         _check_order(table, name)
-    measured = truth_table(sdata, table, truth_key, truth)
-    compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
+    compared = compare(prediction, truth_table(prediction, truth_key, truth), layer=layer, unit=unit, genes=genes)
     draw = np.random.default_rng(rng)
     lines: list[tuple[str, float, str, str, int, float]] = []
-    for section in compared.sections:
+    for section in compared.sections(sample_key):
         values, expected = dense(section.values), dense(section.expected)
         center, spread = expected.mean(axis=0), expected.std(axis=0)
         spread[spread == 0] = np.nan
-        risks = {name: _ordered(table, name, section.rows, compared.columns) for name in orders}
+        risks = [(name, _ordered(table, name, section.rows, compared.columns)) for name in orders]
         if baselines:
-            risks |= {f"random {i}": draw.random(len(values)) for i in range(_RANDOM_ORDERS)}
-            risks["oracle"] = finite_mean(((values - expected) / spread) ** 2, axis=1)
-        for name, risk in risks.items():
+            risks += [("random", draw.random(len(values))) for _ in range(_RANDOM_ORDERS)]
+            risks.append(("oracle", finite_mean(((values - expected) / spread) ** 2, axis=1)))
+        for name, risk in risks:
             # Spots of which nothing is known go first.
             order = np.argsort(np.where(np.isfinite(risk), risk, np.inf), kind="stable")
             for share in shares:
-                kept = order[: max(1, round(share * len(order)))]
-                by = "random" if name.startswith("random ") else name
-                errors = _errors(values[kept], expected[kept], center, spread)
-                lines += [(by, share, metric, section.sample, len(kept), value) for metric, value in errors.items()]
+                spots = order[: max(1, round(share * len(order)))]
+                errors = _errors(values[spots], expected[spots], center, spread)
+                lines += [(name, share, metric, section.sample, len(spots), value) for metric, value in errors.items()]
     keys = ["by", "share", "metric"]
     frame = pd.DataFrame(lines, columns=[*keys, "sample", "n_spots", "value"])
     within = frame.groupby([*keys, "sample"], sort=False).mean()
@@ -176,10 +174,3 @@ def _check_order(table: AnnData, name: str) -> None:
     elif name not in table.obs or table.obs[name].dtype.kind not in "fiub":
         known = [_keys.DISAGREEMENT, WIDTH, *table.obs.select_dtypes(["number", "bool"])]
         raise KeyError(f"`by` is {name!r}; spots can be ordered by {listing(known)}.{hint(name, known)}")
-
-
-def _check_shares(shares: Sequence[float]) -> list[float]:
-    values = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
-    if not values or not all(0 < value <= 1 for value in values):
-        raise ValueError(f"`shares` is {listing(values)}; name shares of the spots to keep, above 0 and at most 1.")
-    return values

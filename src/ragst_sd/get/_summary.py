@@ -51,20 +51,19 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     lacking = [name for name in _COLUMNS if name not in scores]
     if lacking:
         raise ValueError(f"`scores` lacks {listing(lacking)}; `rg.tl.evaluate` or `rg.tl.cross_validate` return them.")
-    metrics = list(dict.fromkeys(scores["metric"]))
     if "method" in scores:
         scores = scores[scores["method"] != ""]
         keys = [*["unit"] * (scores["unit"].nunique() > 1), "method", *["n_donors"] * ("n_donors" in scores)]
-        own = [name for name in metrics if name in set(scores["metric"])]
-        by = {name: group_means(scores, name).groupby(keys, sort=False)["value"] for name in own}
-        return pd.DataFrame({name: values.mean() for name, values in by.items()})
+        by = {name: group_means(scores, name).groupby(keys, sort=False) for name in dict.fromkeys(scores["metric"])}
+        return pd.DataFrame({name: groups["value"].mean() for name, groups in by.items()})
     keys = [name for name in ("section", _keys.SAMPLE) if name in scores]
     if len(keys) == 2 and (scores["section"].astype(str) == scores[_keys.SAMPLE].astype(str)).all():
         keys = ["section"]
-    found = scores.groupby([*keys, "metric"], sort=False)["value"]
-    wide = found.mean().unstack("metric")[metrics]
+    values = scores.groupby([*keys, "metric"], sort=False)["value"]
+    metrics = list(dict.fromkeys(scores["metric"]))
+    wide = values.mean().unstack("metric")[metrics]
     if "variance_kept" in metrics:
-        wide["variance_kept"] = found.median().unstack("metric")["variance_kept"]
+        wide["variance_kept"] = values.median().unstack("metric")["variance_kept"]
     of_genes = scores[(scores["gene"] != "") & (scores["metric"] != _GENE_SETS)]
     wide.insert(0, "n_genes", of_genes.groupby(keys, sort=False)["gene"].nunique())
     wide.columns.name = None

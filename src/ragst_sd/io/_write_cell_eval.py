@@ -100,7 +100,8 @@ def write_cell_eval(
     >>> sorted(file.name for file in pathlib.Path("cell_eval").iterdir())
     ['all_pred.h5ad', 'all_real.h5ad']
     """
-    table, header = predicted(data, "", any_task=True)
+    prediction = predicted(data, "", any_task=True)
+    table, header = prediction.table, prediction.header
     if header.get("task") != TASK:
         raise ValueError("`data` is a prediction of tissue; cell-eval compares responses: see `rg.tl.perturb`.")
     if str(header["normalization"].get("given")) in RESPONSE_UNITS:

@@ -18,7 +18,7 @@ from ragst_sd._annotation import rows_in_order, single_region
 from ragst_sd._elements import centers_in_pixels, element_centers, require_sdata, resolve_image, resolve_shapes
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._replacing import replace_text, require_new
-from ragst_sd._results import gene_index, predicted
+from ragst_sd._results import predicted
 from ragst_sd._validate import require_type
 
 logger = logging.getLogger(__name__)
@@ -90,8 +90,8 @@ def write_geojson(
     """
     require_sdata(sdata)
     require_type(prediction_key, str, "prediction_key")
-    table, header = predicted(sdata, prediction_key)
-    columns = gene_index(table, genes)
+    prediction = predicted(sdata, prediction_key)
+    table, header, columns = prediction.table, prediction.header, prediction.genes(genes)
     path = Path(path)
     require_new(path, overwrite=overwrite)
     outlines = _outlines(sdata, header, resolve_shapes(sdata, single_region(table)), table, prediction_key)

@@ -12,9 +12,10 @@ from matplotlib.figure import FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from scipy.stats import t
 
 from ragst_sd import _keys
-from ragst_sd._metrics import group_means
+from ragst_sd._metrics import ERRORS, group_means
 from ragst_sd._validate import listing, require_choice, require_type
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import Drawing, draws, picture
@@ -83,8 +84,6 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
-    from ragst_sd._metrics import ERRORS, by_donor
-
     unit = _check(scores, unit)
     scores = scores[scores["unit"] == unit]
     # A noise ceiling belongs to no method: its name is empty.
@@ -96,18 +95,18 @@ def benchmark(
                 f"number: `scores[scores['n_donors'] == {scores['n_donors'].max()}]`."
             )
         with picture(6.4, 4.0, **drawing) as figure:
-            panel = _draw_curves(figure, scores, metric, unit)
-        return panel if drawing.get("return_ax") else None
-    summary = by_donor(scores, metric, baseline=baseline).dropna(subset="mean").set_index("method")
-    if summary.empty:
+            return _draw_curves(figure, scores, metric, unit)
+    values = _by_method(scores, metric)
+    if values.empty:
         raise ValueError(f"`scores` has no value of {metric!r} in this unit: all are NaN.")
-    summary = summary.sort_values("mean", ascending=metric in ERRORS, kind="stable")
-    values = _by_method(scores, metric).loc[summary.index]
+    means = values.mean(axis=1).sort_values(ascending=metric in ERRORS, kind="stable")
+    values = values.loc[means.index]
     effective_n = _by_method(scores, _keys.EFFECTIVE_N).mean(axis=1).reindex(values.index)
     cites = effective_n.notna()
-    columns = {"mean": [_style.number(mean, 3) for mean in summary["mean"]]}
+    columns = {"mean": [_style.number(mean, 3) for mean in means]}
     if baseline is not None:
-        columns |= _differences(summary, baseline)
+        require_choice(baseline, list(values.index), "baseline")
+        columns |= _column_of_differences(differences_to(values, baseline), baseline)
     if cites.any():
         columns["rows cited\n(effective)"] = list(effective_n.map("{:.0f}".format).where(cites, "none"))
     title = _title(metric)
@@ -126,15 +125,15 @@ def benchmark(
         panel.set_title(heading, fontsize="large", pad=22)
         _style.write_columns(panel, columns)
         _legend(figure, values.columns, any_cites=bool(cites.any()))
-    return panel if drawing.get("return_ax") else None
+    return panel
 
 
 def _check(scores: pd.DataFrame, unit: str | None) -> str:
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:
-        found = f"lacks the columns {listing(missing)}" if missing else "is empty"
-        raise ValueError(f"`scores` {found}. Make it with `rg.tl.cross_validate`.")
+        fault = f"lacks the columns {listing(missing)}" if missing else "is empty"
+        raise ValueError(f"`scores` {fault}. Make it with `rg.tl.cross_validate`.")
     units = list(dict.fromkeys(scores["unit"]))
     if unit is None:
         return str(units[0])
@@ -151,11 +150,11 @@ def _draw_curves(figure: FigureBase, scores: pd.DataFrame, metric: str, unit: st
     panel = figure.subplots()
     means = group_means(scores, metric)
     means = means[means["method"] != ""]
-    for i, (method, own) in enumerate(means.groupby("method", sort=False)):
+    for i, (method, of_method) in enumerate(means.groupby("method", sort=False)):
         color = f"C{i}"
-        for donor, line in own.groupby("fold", sort=False):
+        for donor, line in of_method.groupby("fold", sort=False):
             panel.plot(line["n_donors"], line["value"], color=color, lw=0.7, alpha=0.4, gid=donor)
-        mean = own.groupby("n_donors")["value"].mean()
+        mean = of_method.groupby("n_donors")["value"].mean()
         panel.plot(mean.index, mean, "o-", color=color, lw=2, ms=6, mec="white", label=str(method), gid="mean")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set(xlabel="donors learned from", ylabel=f"{_title(metric)}, {unit}", label="benchmark")
@@ -177,10 +176,21 @@ def _by_method(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
     return means.pivot_table(index="method", columns="fold", values="value", sort=False)
 
 
-def _differences(summary: pd.DataFrame, baseline: str) -> dict[str, list[str]]:
+def differences_to(values: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Mean difference of each method to a baseline within donors, and Student's t-interval at 95 %, `low` to `high`.
+
+    Below three donors there is no interval (NaN).
+    """
+    differences = values - values.loc[baseline]
+    n, mean = differences.count(axis=1), differences.mean(axis=1)
+    half = differences.sem(axis=1).where(n > 2) * t.ppf(0.975, n - 1)
+    return pd.DataFrame({"difference": mean, "low": mean - half, "high": mean + half})
+
+
+def _column_of_differences(differences: pd.DataFrame, baseline: str) -> dict[str, list[str]]:
     """Column of the mean differences to the baseline, with intervals where there are any."""
     texts = []
-    for method, line in summary.iterrows():
+    for method, line in differences.iterrows():
         text = _style.number(line["difference"], 3, sign=True) if np.isfinite(line["difference"]) else ""
         if np.isfinite(line["low"]):
             text += f" ({_style.number(line['low'], 3)} to {_style.number(line['high'], 3)})"
@@ -229,11 +239,10 @@ def _legend(figure: FigureBase, donors: pd.Index, *, any_cites: bool) -> None:
     if len(set(markers)) < len(donors):
         names, markers = [f"one of {len(donors)} held-out donors"], markers[:1]
     style: dict[str, Any] = {"color": _style.MUTED, "ls": "none", "mec": "white", "ms": 6.5}
-    handles: list[Any] = []
-    for name, marker in zip(names, markers, strict=True):
-        handles.append(Line2D([], [], marker=marker, label=name, **style))
+    marks = zip(names, markers, strict=True)
+    handles: list[Any] = [Line2D([], [], marker=marker, label=name, **style) for name, marker in marks]
     if any_cites:
-        handles.append(Patch(color=_style.EVIDENCE, label="cites measured spots"))
-        handles.append(Patch(color=_style.MUTED, label="cites none"))
+        colors = {"cites measured spots": _style.EVIDENCE, "cites none": _style.MUTED}
+        handles += [Patch(color=color, label=label) for label, color in colors.items()]
     spacing = {"handletextpad": 0.4, "columnspacing": 1.2, "handlelength": 1.0, "handleheight": 0.8}
     figure.legend(handles=handles, loc="outside lower left", ncols=len(handles), **spacing)

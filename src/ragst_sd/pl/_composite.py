@@ -10,13 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from spatialdata import SpatialData
 
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._results import MIN_CV_PEARSON, predicted
 from ragst_sd._validate import name_list
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_spots, read_section
-from ragst_sd.pl._trust import distrust
-from ragst_sd.retrieval.training import dense
 
 _COLORS = ("#E69F00", "#009E73", "#5659CC")
 
@@ -82,10 +80,10 @@ def composite(
             f"`genes` names {len(names)} genes; one map shows {len(_COLORS)} at most. `rg.pl.prediction` shows more."
         )
     _maps.require_fade(image_fade)
-    table, header = predicted(sdata, prediction_key)
-    values = dense(table.X[:, gene_index(table, names)])
-    notes = distrust(table, names, min_cv_pearson)
-    section = read_section(sdata, table, header, prediction_key)
+    prediction = predicted(sdata, prediction_key)
+    columns = prediction.genes(names)
+    values, notes = prediction.values(columns), _maps.distrust(prediction, columns, min_cv_pearson)
+    section = read_section(prediction)
     has = np.isfinite(values).all(axis=1)
     low, high = np.percentile(values[has], [2, 98], axis=0) if has.any() else (0.0, 1.0)
     shares = np.clip((values[has] - low) / np.where(high > low, high - low, 1), 0, 1)
@@ -100,4 +98,4 @@ def composite(
             words = f"{name} (not to be trusted)" if note else name
             color = _style.UNTRUSTED if note else _COLORS[i]
             drawn.text(i / len(names), 1.02, words, color=color, weight="bold", transform=drawn.transAxes)
-    return drawn if drawing.get("return_ax") else None
+    return drawn

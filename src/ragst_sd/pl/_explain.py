@@ -13,13 +13,12 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, Intervals, Prediction, predicted, require_columns
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import Drawing, draws, picture
-from ragst_sd.pl._maps import axes_in_rows
-from ragst_sd.pl._trust import Intervals, distrust, has_intervals, intervals_of
+from ragst_sd.pl._maps import axes_in_rows, distrust
 
 SECTIONS = "sections brought to one mean"
 _LONGEST_LABEL = 30
@@ -110,34 +109,29 @@ def explain(
     (name,), genes = name_list(obs_names, "obs_names", most=1), name_list(genes, "genes")
     require_positive(n_shown, "n_shown", whole=True)
     require_choice(group_by, ("reference", _keys.DONOR, _keys.SAMPLE), "group_by")
-    table, header = predicted(sdata, prediction_key, exact=True)
-    require_columns(table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
-    spot = int(spot_index(table, name)[0])
-    columns = gene_index(table, genes)
-    notes = distrust(table, genes, min_cv_pearson)
+    prediction = predicted(sdata, prediction_key, exact=True)
+    require_columns(prediction.table, (_keys.N_DONORS, _keys.OUT_OF_REFERENCE))
+    spot, columns = int(prediction.spots(name)[0]), prediction.genes(genes)
+    notes = distrust(prediction, columns, min_cv_pearson)
     parts = parts_of(sdata, reference, obs_names=name, genes=genes, prediction_key=prediction_key)
-    _require_values(name, genes, np.ravel(table.X[spot, columns]))
-    truth = np.full(len(genes), np.nan)
-    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
-    if measured is not None:
-        truth = measured[0][spot]
-    intervals = intervals_of(table, header, columns) if has_intervals(table) else None
-    scrna = is_scrna(table, columns).tolist()
-    steps = {
-        gene: steps_of(lines, "reference" if from_cells else group_by, int(n_shown), scrna=from_cells)
-        for gene, from_cells in zip(genes, scrna, strict=True)
-        for lines in [parts[parts["gene"] == gene]]
-    }
+    _require_values(name, genes, np.ravel(prediction.table.X[spot, columns]))
+    measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
+    truth = np.full(len(genes), np.nan) if measured is None else measured.iloc[spot].to_numpy()
+    intervals = prediction.intervals(columns)
+    scrna = is_scrna(prediction.table, columns).tolist()
+    steps = {}
+    for gene, of_types in zip(genes, scrna, strict=True):
+        group = "reference" if of_types else group_by
+        steps[gene] = steps_of(parts[parts["gene"] == gene], group, int(n_shown), scrna=of_types)
 
     per_row = min(2, len(genes))
-    n_rows = -(-len(genes) // per_row)
     # Inches of a waterfall with its rows of text.
-    width, height = 8.0 * per_row, n_rows * (1.75 + 0.25 * max(map(len, steps.values())))
-    with picture(width, height, **drawing) as figure:
+    height = -(-len(genes) // per_row) * (1.75 + 0.25 * max(map(len, steps.values())))
+    with picture(8.0 * per_row, height, **drawing) as figure:
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
         for j, (gene, place) in enumerate(axes.items()):
             decimals = _style.decimals_for(steps[gene]["brings"])
-            words = [_style.shorten(f"spot {name}", 34), *facts(table, header, spot)]
+            words = [_style.shorten(f"spot {name}", 34), *facts(prediction, spot)]
             kind = {"reference": "measured spot"}.get(group_by, group_by)
             if scrna[j]:
                 words.insert(1, "measured in no spot: given from single cells")
@@ -149,13 +143,13 @@ def explain(
             _style.beside(place, f"{gene} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
             line = "  ·  ".join([*words, notes[j]] if notes[j] else words)
             _style.beside(place, line, (0, 1), (left, 2.8 * _style.em()), color=_style.MUTED, gid="facts")
-            place.set_xlabel(str(header["unit"]))
+            place.set_xlabel(str(prediction.header["unit"]))
             if intervals is not None and np.isfinite(intervals.width[spot, j]):
                 low, high = intervals.lower[spot, j], intervals.upper[spot, j]
                 _draw_interval(place, low, high, len(steps[gene]) - 1, intervals, left, decimals)
             if np.isfinite(truth[j]):
                 _draw_truth(place, float(truth[j]), decimals)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
@@ -240,31 +234,35 @@ def _label(group: Any, group_by: str) -> str:
     return _style.shorten(name, _LONGEST_LABEL - len(count)) + count
 
 
-def facts(table: AnnData, header: dict[str, Any], spot: int) -> list[str]:
+def facts(prediction: Prediction, spot: int) -> list[str]:
     """Words about the evidence of a predicted spot."""
-    obs = table.obs.iloc[spot]
-    rows, weights = table.obsm[_keys.ROWS][spot], table.obsm[_keys.WEIGHTS][spot]
-    n_rows, n_donors = int(((rows >= 0) & (weights > 0)).sum()), int(obs[_keys.N_DONORS])
+    obs, (rows, _) = prediction.table.obs.iloc[spot], prediction.citations(np.array([spot]))
+    n_rows, n_donors = int((rows >= 0).sum()), int(obs[_keys.N_DONORS])
     donors = "donor" if n_donors == 1 else "donors"
     cites = f"{n_rows} measured spots of {n_donors} {donors}" if n_rows else "cites no measured spots"
-    out = [f"{header['method']}: {cites}"]
+    out = [f"{prediction.header['method']}: {cites}"]
     if bool(obs[_keys.OUT_OF_REFERENCE]):
         out.append("unlike any tissue of the reference")
     return out
 
 
+def draw_steps(ax: Axes, steps: pd.DataFrame, *, grey: bool, upright: bool = False) -> None:
+    """Draw bars from zero to a prediction, to the right or upright; thin lines lead from each to the next."""
+    bar, lines, zero = (ax.bar, ax.hlines, ax.axhline) if upright else (ax.barh, ax.vlines, ax.axvline)
+    place, ends = np.arange(len(steps)), (steps["start"] + steps["brings"])[:-1]
+    colors = _style.UNTRUSTED if grey else steps["color"]
+    bar(place, steps["brings"], 0.72, steps["start"], color=colors, zorder=2)
+    lines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
+    zero(0, color=_style.MUTED, lw=0.8, zorder=1)
+    ax.spines["bottom" if upright else "left"].set_visible(False)
+
+
 def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, grey: bool) -> float:
     """Draw bars that add up to a prediction, behind columns of numbers; how far those reach left, in points."""
-    place = np.arange(len(steps))
-    colors = _style.UNTRUSTED if grey else steps["color"]
-    ax.barh(place, steps["brings"], left=steps["start"], height=0.72, color=colors, zorder=2)
-    ends = (steps["start"] + steps["brings"])[:-1]
-    ax.vlines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
-    ax.axvline(0, color=_style.MUTED, lw=0.8, zorder=1)
+    draw_steps(ax, steps, grey=grey)
     ax.use_sticky_edges = False
     ax.margins(x=0.03)
     ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
-    ax.spines["left"].set_visible(False)
     ax.set(ylim=(len(steps) - 0.5, -0.5), yticks=[], label="contributions")
     # Corrections, adjustment and total have neither weight nor value.
     weighed = list(zip(steps["weight"], steps["value"], steps["weight"].notna(), strict=True))

@@ -6,7 +6,8 @@ import inspect
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any, TypedDict, TypeVar
+from functools import wraps
+from typing import IO, Any, TypedDict, TypeVar, cast
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -69,14 +70,23 @@ class Drawing(TypedDict, total=False):
 
 
 def draws(function: F) -> F:
-    """Give a function that passes `Drawing` on these arguments by name, and say in its docstring what they are."""
-    own, shared = (inspect.signature(one) for one in (function, picture))
-    named = [one for one in own.parameters.values() if one.kind is not one.VAR_KEYWORD]
-    named += [one for one in shared.parameters.values() if one.kind is one.KEYWORD_ONLY]
-    function.__signature__ = own.replace(parameters=named)  # type: ignore[attr-defined]
+    """Give a function that passes `Drawing` on these arguments by name, and say in its docstring what they are.
+
+    The axes that it draws are returned where `return_ax` asks for them.
+    """
+    signature = inspect.signature(function)
+    *parameters, _drawing = signature.parameters.values()
+    parameters += list(inspect.signature(picture).parameters.values())[2:]
+    function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     if function.__doc__:
         function.__doc__ = inspect.cleandoc(function.__doc__).replace("{figure_parameters}", _FIGURE_PARAMETERS)
-    return function
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        axes = function(*args, **kwargs)
+        return axes if kwargs.get("return_ax") else None
+
+    return cast("F", call)
 
 
 @contextmanager

@@ -7,17 +7,20 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import Colormap
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import FigureBase
 from matplotlib.gridspec import SubplotSpec
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from ragst_sd import _keys
+from ragst_sd._results import Prediction
 from ragst_sd._validate import require_between
 from ragst_sd.pl import _style
-from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, extent_of, free_corner, spot_reach
+from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, extent_of, free_corner
 
+# For genes that are not to be trusted; the lightest grey still stands out from glass.
+GREYS = LinearSegmentedColormap.from_list("distrust", ["0.88", "0.1"])
 # Inches that a figure holds for a title, a line of small words, and a colour bar with its label.
 TITLE, NOTE, BAR = 0.4, 0.17, 1.0
 # Letters of small words that fit an inch.
@@ -47,11 +50,27 @@ def require_fade(image_fade: float) -> None:
     require_between(image_fade, 0, 1, "image_fade", "0 leaves the picture as it is, 1 makes it white.")
 
 
-def require_citations(header: dict[str, Any]) -> None:
+def distrust(prediction: Prediction, genes: np.ndarray, min_cv_pearson: float) -> list[str]:
+    """For each gene, by its column, the words that it is not to be trusted, or nothing.
+
+    A gene that was not assessed (`var["cv_pearson"]` is NaN or absent) gets no words: nothing is known against it.
+
+    Raises
+    ------
+    ValueError
+        If `min_cv_pearson` is not a correlation.
+    """
+    require_between(min_cv_pearson, -1, 1, "min_cv_pearson", "It is a correlation; -1 trusts every gene.")
+    scores = prediction.table.var.reindex(columns=[_keys.CV_PEARSON]).iloc[genes, 0]
+    words = "not to be trusted (cross-validated r = {})"
+    return [words.format(_style.number(score, 2)) if score < min_cv_pearson else "" for score in scores]
+
+
+def require_citations(prediction: Prediction) -> None:
     """Raise a `ValueError` if a prediction was made by a method that cites no measured spots."""
-    if not len(header[_keys.CITED]):
+    if not len(prediction.cited):
         raise ValueError(
-            f"The prediction was made by method {header['method']!r}, which cites no measured spots: there is "
+            f"The prediction was made by method {prediction.header['method']!r}, which cites no measured spots: there is "
             'nothing to show. `rg.get.explain(..., terms="all")` lists the rows that a regression rests on. Or fit a '
             'method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
@@ -59,7 +78,7 @@ def require_citations(header: dict[str, Any]) -> None:
 
 def map_size(section: Section, edge: float) -> tuple[float, float]:
     """Width and height in inches of a map whose longer edge is given."""
-    left, right, top, bottom = extent_of(section, spot_reach(section))
+    left, right, top, bottom = extent_of(section, section.reach)
     shrink = edge / max(right - left, bottom - top)
     return (right - left) * shrink, (bottom - top) * shrink
 
@@ -99,7 +118,7 @@ def limits_of(values: np.ndarray, vmin: float | None = None, vmax: float | None 
 
 def draw_section(ax: Axes, section: Section, has_value: np.ndarray, *, fade: float, scale_bar: bool = True) -> None:
     """Draw the picture of a section with hollow spots where there is no value, and a scale bar."""
-    box = extent_of(section, spot_reach(section))
+    box = extent_of(section, section.reach)
     draw_image(ax, section.pyramid, box, edge_px=900, fade=fade)
     if not has_value.all():
         without = np.flatnonzero(~has_value)

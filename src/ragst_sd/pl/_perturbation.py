@@ -134,7 +134,7 @@ def perturbation(
     if shown.measured is not None:
         widths, height = [_SCATTER, *widths], max(height, _SCATTER + TITLE)
     if on_tissue:
-        section = read_section(data, shown.table, shown.header, prediction_key, or_white=True)
+        section = read_section(shown.prediction, or_white=True)
         panel = response_map(shown, cmap, vmin, vmax)
         map_width, map_height, letters = size_with_words(section, _MAP, [panel])
         widths, height = [map_width + BAR, *widths], max(height, map_height)
@@ -146,7 +146,7 @@ def perturbation(
         if on_tissue:
             axes["map"] = figure.add_subplot(grid[0].subgridspec(1, 1)[0])
             draw_map(axes["map"], section, panel, fade=image_fade, letters=letters)
-            ring_far_spots(axes["map"], section, shown.table)
+            ring_far_spots(axes["map"], section, shown.prediction.table)
             scope = fill(_SCOPE, int(1.1 * LETTERS * width))
             figure.supxlabel(scope, x=0.01, ha="left", fontsize="small", color=_style.MUTED, gid="scope")
         if shown.measured is not None:
@@ -159,7 +159,7 @@ def perturbation(
         if has_states:
             axes["weights"] = figure.add_subplot(cells[1])
             heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
@@ -228,8 +228,8 @@ def bars(ax: Axes, shown: Shown, n_shown: int) -> None:
     ax.set(ylim=(bar_rows(shown, n_shown) - 0.5, -0.5), label="retrieved")
     ax.set_axis_off()
     if not n:
-        words = f"{shown.header['method']!r} cites no measured response"
-        if shown.perturbation == shown.header["control"]:
+        words = f"{shown.prediction.header['method']!r} cites no measured response"
+        if shown.perturbation == shown.prediction.header["control"]:
             words = "no response: this is the control"
         _style.set_title(ax, title)
         _style.beside(ax, words, (0, 1), (0, -0.5 * _style.em()), va="top", color=_style.MUTED, gid="no rows")
@@ -283,8 +283,8 @@ def _titled_rows(ax: Axes, title: str, column: dict[str, list[str]]) -> float:
 
 def response_map(shown: Shown, cmap: str | Colormap, vmin: float | None, vmax: float | None) -> Map:
     """What the map shows and says."""
-    header, title = shown.header, f"Response to {shown.perturbation}"
-    values = shown.table.obs[_keys.RESPONSE_MAGNITUDE].to_numpy(float)
+    header, title = shown.prediction.header, f"Response to {shown.perturbation}"
+    values = shown.prediction.table.obs[_keys.RESPONSE_MAGNITUDE].to_numpy(float)
     constant, far = bool(header["constant"]), float(header["far_from_screen"])
     label = "root mean square response"
     p_value = _style.number(float(header["variance_p_value"]), 2)

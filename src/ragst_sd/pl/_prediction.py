@@ -10,14 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from spatialdata import SpatialData
 
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd import _keys
+from ragst_sd._results import MIN_CV_PEARSON, predicted
 from ragst_sd._truth import measured_values
-from ragst_sd._validate import name_list
+from ragst_sd._validate import listing, name_list
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._trust import distrust, greys, intervals_of
-from ragst_sd.retrieval.training import dense
 
 
 @draws
@@ -105,23 +104,28 @@ def prediction(
     """
     genes = name_list(genes, "genes")
     _maps.require_fade(image_fade)
-    table, header = predicted(sdata, prediction_key)
-    columns = gene_index(table, genes)
-    notes = distrust(table, genes, min_cv_pearson)
-    values = dense(table.X[:, columns])
-    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
-    intervals = intervals_of(table, header, columns) if interval else None
-    section = read_section(sdata, table, header, prediction_key)
+    prediction = predicted(sdata, prediction_key)
+    columns = prediction.genes(genes)
+    notes, values = _maps.distrust(prediction, columns, min_cv_pearson), prediction.values(columns)
+    measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
+    intervals = prediction.intervals(columns) if interval else None
+    if interval and intervals is None:
+        names = [name for name in prediction.table.layers if name is not None]
+        raise KeyError(
+            f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
+            f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
+        )
+    section = read_section(prediction)
     maps: dict[str, list[_maps.Map]] = {}
     for j, (name, note) in enumerate(zip(genes, notes, strict=True)):
         shown, title = values[:, j], f"{name} predicted"
-        on_scale, colors = shown, greys() if note else cmap
+        on_scale, colors = shown, _maps.GREYS if note else cmap
         if measured is not None:
-            truth = measured[0][:, j]
+            truth = measured[name].to_numpy()
             on_scale = np.concatenate([shown, truth])
             title = f"predicted, r = {_correlation(shown, truth)}"
         limits = _maps.limits_of(on_scale, vmin, vmax)
-        label = str(header["unit"])
+        label = str(prediction.header["unit"])
         row = [_maps.Map("predicted", title, shown, limits, colors, label, note, on_scale=on_scale)]
         if measured is not None:
             row.insert(0, _maps.Map("measured", f"{name} measured", truth, limits, colors, label, on_scale=on_scale))
@@ -148,7 +152,7 @@ def prediction(
             for panel in row:
                 place, first = axes[name][panel.kind], panel is row[0]
                 _maps.draw_map(place, section, panel, fade=image_fade, letters=letters, scale_bar=first)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def _correlation(values: np.ndarray, measured: np.ndarray) -> str:

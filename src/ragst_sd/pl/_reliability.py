@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
 from typing import Any, Literal, Unpack
@@ -19,14 +18,12 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._metrics import finite_mean
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted
+from ragst_sd._results import MIN_CV_PEARSON, Intervals, Prediction, predicted
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import listing, name_list, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
-from ragst_sd.pl._trust import Intervals, distrust, greys, has_intervals, intervals_of
-from ragst_sd.retrieval.training import dense
 
 _WIDTH = "interval_width"
 # Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does not
@@ -143,26 +140,26 @@ def reliability(
     from ragst_sd import get
 
     _maps.require_fade(image_fade)
-    table, header = predicted(sdata, prediction_key)
-    genes = None if genes is None else name_list(genes, "genes")
-    columns = np.arange(table.n_vars) if genes is None else gene_index(table, genes)
-    notes = [""] if genes is None or len(genes) > 1 else distrust(table, genes, min_cv_pearson)
-    intervals = intervals_of(table, header, columns) if has_intervals(table) else None
+    prediction = predicted(sdata, prediction_key)
+    table, genes = prediction.table, None if genes is None else name_list(genes, "genes")
+    columns, about, note = prediction.genes(genes), "", ""
+    if genes is not None and len(genes) == 1:
+        about, note = f", {genes[0]}", _maps.distrust(prediction, columns, min_cv_pearson)[0]
+    elif genes is not None:
+        about = f", {len(genes)} genes"
+    intervals = prediction.intervals(columns)
     names = _chosen(table, intervals, maps)
-    about = "" if genes is None else f", {genes[0]}" if len(genes) == 1 else f", {len(genes)} genes"
-    panels = [_map(table, name, columns, intervals, about, notes[0]) for name in names]
-    section = read_section(sdata, table, header, prediction_key)
+    panels = [_map(prediction, name, columns, intervals, about, note) for name in names]
+    section = read_section(prediction)
     curves: dict[str, Callable[[Axes], None]] = {}
-    measured = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=genes)
+    measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
     if measured is not None:
         truth: dict[str, Any] = {"truth_key": truth_key, "layer": layer, "unit": unit, "genes": genes}
         risk = get.risk_coverage(sdata, prediction_key=prediction_key, by=names, **truth)
         require_choice(metric, list(dict.fromkeys(risk["metric"])), "metric")
-        if intervals is not None:
-            columns = gene_index(table, measured[1])
-            share_inside = coverage(table, header, columns, intervals_of(table, header, columns), measured[0])
-            if share_inside is not None:
-                curves["calibration"] = partial(draw_calibration, share_inside=share_inside, intervals=intervals)
+        inside = share_inside(prediction, measured)
+        if intervals is not None and len(inside):
+            curves["calibration"] = partial(draw_calibration, inside=inside, hatch=intervals.hatch)
         curves["risk_coverage"] = partial(draw_risk, frame=risk[risk["metric"] == metric])
 
     per_row = min(4, len(panels))
@@ -184,7 +181,7 @@ def reliability(
             for place, (name, draw) in zip(places, curves.items(), strict=True):
                 axes[name] = place
                 draw(place)
-    return axes if drawing.get("return_ax") else None
+    return axes
 
 
 def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | None) -> list[str]:
@@ -197,8 +194,8 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
         wanted = [maps] if isinstance(maps, str) else list(dict.fromkeys(maps))
         missing = [name for name in wanted if name not in has]
         if missing or not wanted:
-            found = f"has {listing(missing)}, which the table has not" if missing else "is empty"
-            raise KeyError(f"`maps` {found}. Available: {listing(has)}.")
+            fault = f"has {listing(missing)}, which the table has not" if missing else "is empty"
+            raise KeyError(f"`maps` {fault}. Available: {listing(has)}.")
         return wanted
     known = table.obs.count()
     chosen = [name for name in (_keys.DISAGREEMENT, _WIDTH) if name in has]
@@ -209,8 +206,9 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
 
 
 def _map(
-    table: AnnData, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
+    prediction: Prediction, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
 ) -> _maps.Map:
+    table = prediction.table
     title, label, orders_errors = _MAPS.get(name, (name.replace("_", " "), "", False))
     cmap: Any = f"{_style.SEQUENTIAL}_r" if orders_errors else _style.NEUTRAL
     notes, hatch = [""], None
@@ -218,14 +216,14 @@ def _map(
         values, hatch = finite_mean(intervals.width, axis=1), intervals.hatch
         label, notes = intervals.name, [intervals.caveat]
     elif name == _keys.DISAGREEMENT:
-        values = finite_mean(dense(table.layers[name][:, columns]), axis=1)
+        values = finite_mean(prediction.values(columns, layer=name), axis=1)
     else:
         values = table.obs[name].to_numpy(float)
     if name in (_keys.DISAGREEMENT, _WIDTH):
         title += about
         label += ", mean over genes" * (len(columns) > 1)
         notes.append(distrusted)
-        cmap = greys() if distrusted else cmap
+        cmap = _maps.GREYS if distrusted else cmap
     if name == _keys.N_DONORS:
         # A spot outside the image cites no spots, which is not a small number of donors.
         values = np.where(values > 0, values, np.nan)
@@ -237,62 +235,48 @@ def _map(
     return _maps.Map(name, title, values, _FIXED.get(name) or _maps.limits_of(values), cmap, label, note, hatch)
 
 
-@dataclass(frozen=True)
-class Coverage:
-    """Share of the truth inside the intervals, at each calibrated level."""
+def share_inside(prediction: Prediction, measured: pd.DataFrame) -> pd.DataFrame:
+    """Share of the truth inside the intervals, by gene and calibrated level, and what a level was calibrated over.
 
-    levels: np.ndarray
-    by_gene: np.ndarray
-    """(genes, levels); genes without any interval are left out."""
-    units: np.ndarray
-    """What each level was calibrated over."""
-
-
-def coverage(
-    table: AnnData, header: dict[str, Any], columns: np.ndarray, intervals: Intervals, measured: np.ndarray
-) -> Coverage | None:
-    """Coverage of all calibrated levels; `None` if no gene has both a truth and an interval.
-
-    The half-width at level l is `varm["interval_quantiles"][:, l]` times a scale of each spot and gene, which the
-    interval of the table gives: (upper - X) over the quantile of its own level.
+    Genes without any interval or truth are left out. The half-width at level l is `varm["interval_quantiles"][:, l]`
+    times a scale of each spot and gene, which the interval of the table gives: (upper - X) over the quantile of its own
+    level.
     """
+    header, columns = prediction.header, prediction.genes(list(measured))
+    intervals, values = prediction.intervals(columns), prediction.values(columns)
+    if intervals is None:
+        return pd.DataFrame()
     levels = np.asarray(header[_keys.INTERVAL_LEVELS], dtype=float)
-    own = int(np.abs(levels - intervals.level).argmin())
-    quantiles = np.asarray(table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
-    prediction = dense(table.X[:, columns])
-    half = intervals.upper - prediction
-    # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
-    error = np.abs(measured - prediction) * quantiles[:, own]
-    known = np.isfinite(half) & (half > 0)
-    score = np.divide(error, half, out=np.full(half.shape, np.nan), where=known)
-    count = np.isfinite(score).sum(axis=0)
-    inside = np.stack([(score <= limits).sum(axis=0) for limits in quantiles.T], axis=1)
-    counted = count > 0
-    if not counted.any():
-        return None
     units = labels(np.atleast_1d(header.get(_keys.INTERVAL_UNITS, [intervals.unit] * len(levels))))
-    order = np.argsort(levels)
-    return Coverage(levels[order], (inside[counted] / count[counted, None])[:, order], units[order])
+    quantiles = np.asarray(prediction.table.varm[_keys.INTERVAL_QUANTILES], dtype=float)[columns]
+    half = intervals.upper - values
+    half[~(np.isfinite(half) & (half > 0))] = np.nan
+    # The error in units of the scale, so that it can be compared with the quantile of any level; NaN where not known.
+    score = np.abs(measured.to_numpy() - values) * quantiles[:, np.abs(levels - intervals.level).argmin()] / half
+    inside = [np.where(np.isfinite(score), score <= limits, np.nan) for limits in quantiles.T]
+    by_level = pd.MultiIndex.from_arrays([levels, units])
+    by_gene = pd.DataFrame(np.transpose([finite_mean(spots, axis=0) for spots in inside]), columns=by_level)
+    return by_gene.dropna().sort_index(axis=1)
 
 
-def draw_calibration(ax: Axes, share_inside: Coverage, intervals: Intervals) -> None:
+def draw_calibration(ax: Axes, inside: pd.DataFrame, hatch: str | None) -> None:
     """Draw coverage against level; perfect intervals lie on the diagonal."""
-    levels, by_gene = share_inside.levels, share_inside.by_gene
-    mean = by_gene.mean(axis=0)
-    low, high = np.quantile(by_gene, [(1 - _BAND) / 2, (1 + _BAND) / 2], axis=0)
+    levels, units = (inside.columns.get_level_values(i) for i in range(2))
+    mean = inside.mean()
+    low, high = np.quantile(inside, [(1 - _BAND) / 2, (1 + _BAND) / 2], axis=0)
     ax.plot([0, 1], [0, 1], color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="diagonal")
     words = "one gene"
-    if len(by_gene) > 1:
+    if len(inside) > 1:
         band: dict[str, Any] = {"facecolor": _style.BAND, "edgecolor": "0.5", "lw": 0, "zorder": 0.5}
-        ax.fill_between(levels, low, high, hatch=intervals.hatch, gid="range of genes", **band)
-        words = f"mean of {len(by_gene)} genes, band: {_style.percent(_BAND)} of them"
+        ax.fill_between(levels, low, high, hatch=hatch, gid="range of genes", **band)
+        words = f"mean of {len(inside)} genes, band: {_style.percent(_BAND)} of them"
     ax.plot(levels, mean, color=_style.EVIDENCE, lw=2, zorder=3, gid="coverage")
-    for level, share, unit in zip(levels, mean, share_inside.units, strict=True):
+    for level, share, unit in zip(levels, mean, units, strict=True):
         fill = _style.EVIDENCE if unit == _keys.DONOR else "white"
         ax.plot(level, share, "o", ms=6, mew=1.6, mec=_style.EVIDENCE, mfc=fill, zorder=4, gid=unit)
     start = max(0.0, np.floor(10 * (min(levels.min(), low.min()) - 0.03)) / 10)
     ax.set(xlim=(start, 1), ylim=(start, 1), xlabel="nominal level of the interval", ylabel="share of truth inside")
-    others = sorted(set(share_inside.units) - {_keys.DONOR})
+    others = sorted(set(units) - {_keys.DONOR})
     if others:
         words += f"\nopen: calibrated over {' or '.join(f'{unit}s' for unit in others)}, not donors"
     _finish(ax, "calibration", "Calibration", words)

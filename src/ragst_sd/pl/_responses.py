@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ragst_sd import _keys
 from ragst_sd._half_response import response_from_half
 from ragst_sd._labels import labels
 from ragst_sd._reference import perturbation_header
-from ragst_sd._results import holds_responses, predicted, remembered, require_matching
+from ragst_sd._results import Prediction, predicted, remembered, require_matching
 from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.responses import canonical, recognised
 from ragst_sd.retrieval.training import dense
@@ -40,9 +40,8 @@ class Measured:
 class Shown:
     """One perturbation of a table of predicted responses."""
 
-    table: AnnData
-    """Its rows, in all contexts."""
-    header: dict[str, Any]
+    prediction: Prediction
+    """Its rows of the table, in all contexts."""
     perturbation: str
     context: str
     cited: pd.DataFrame
@@ -73,8 +72,9 @@ def read_responses(
     ValueError
         If the table holds no responses, several perturbations could be meant, or the reference is another one.
     """
-    table, header = predicted(data, prediction_key, any_task=True)
-    if not holds_responses(header):
+    prediction = predicted(data, prediction_key, any_task=True)
+    table, header = prediction.table, prediction.header
+    if not prediction.of_responses:
         raise ValueError(
             "The table holds a prediction of tissue; `rg.pl.prediction` draws it. Responses are made by "
             "`rg.tl.perturb`."
@@ -84,7 +84,8 @@ def read_responses(
         raise ValueError(f"`perturbation` is needed: the table holds {listing(sorted(set(names)))}.")
     name = names[0] if perturbation is None else perturbation
     require_known([name], sorted(set(names)), "perturbation", ": the table has no", KeyError)
-    part = table[names == name]
+    prediction = replace(prediction, table=table[names == name])
+    part = prediction.table
     contexts = labels(part.obs[_keys.CONTEXT])
     chosen = min(contexts) if context is None else context
     require_known([chosen], sorted(set(contexts)), "context", ": the table has no", KeyError)
@@ -94,7 +95,7 @@ def read_responses(
     learned = (canonical(name, str(header["control"])), chosen) in remembered(header)
     measured, row, genes, halves = None, None, list(table.var_names), _keys.RESPONSE_HALVES
     if reference is not None:
-        require_matching(reference, header)
+        require_matching(prediction, reference)
         excluded = set(np.atleast_1d(header["exclude"]).astype(str))
         if truth is None and {_keys.PERTURBATION, _keys.CONTEXT} <= excluded and not learned:
             row = _row(reference, header, name, chosen, genes)
@@ -119,16 +120,16 @@ def read_responses(
             raise ValueError(f"`truth` did not measure {name!r} in context {chosen!r}; it measured {listing(has)}.")
         what = f"measured, which {header['method']} learned from" if learned else "measured (other controls)"
         measured = Measured(row, dense(row.X).ravel(), response, (what, "predicted response"))
-    weights = _by_row(part, len(header[_keys.CITED]))
+    weights = _by_row(prediction)
     mean = weights[here].mean(axis=0)
     order = np.argsort(-mean, kind="stable")
     order = order[weights.max(axis=0)[order] > 0]
-    cited = header[_keys.CITED].iloc[order].assign(weight=mean[order], agreement=np.nan)
+    cited = prediction.cited.iloc[order].assign(weight=mean[order], agreement=np.nan)
     if reference is not None and row is not None:
         responses = reference[cited["reference"].to_numpy(), genes]
         cited["agreement"] = _agreement(responses, row, against_halves=truth is None and halves[0] in reference.layers)
     groups, states = _states(weights[:, order], labels(part.obs[group_by], missing=_keys.UNKNOWN))
-    return Shown(part, header, name, chosen, cited, measured, groups, states)
+    return Shown(prediction, name, chosen, cited, measured, groups, states)
 
 
 def _row(reference: AnnData, header: dict[str, Any], name: str, context: str, genes: list[str]) -> AnnData | None:
@@ -142,12 +143,12 @@ def _row(reference: AnnData, header: dict[str, Any], name: str, context: str, ge
 def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> None:
     """Raise a `ValueError` unless it holds measured responses in the unit and of the genes of the prediction."""
     about = perturbation_header(truth)
-    mine, theirs = (np.asarray(each[_keys.CONTROL_CELLS]).astype(str) for each in (header, about))
-    n_shared = len(np.intersect1d(mine, theirs))
-    known, own = (each.get(_keys.CONTROL_PRINTS) for each in (header, about))
-    if known is not None and own is not None:
-        values = sp.csr_matrix(np.asarray(own["values"]))
-        n_shared = max(n_shared, int(recognised(values, own["genes"], known).sum()))
+    controls = [set(np.asarray(each[_keys.CONTROL_CELLS]).astype(str)) for each in (header, about)]
+    n_shared = len(controls[0] & controls[1])
+    ours, theirs = (each.get(_keys.CONTROL_PRINTS) for each in (header, about))
+    if ours is not None and theirs is not None:
+        values = sp.csr_matrix(np.asarray(theirs["values"]))
+        n_shared = max(n_shared, int(recognised(values, theirs["genes"], ours).sum()))
     if n_shared:
         raise ValueError(
             f"`truth` was measured against {n_shared} of the controls that the prediction rests on, whose noise "
@@ -166,12 +167,13 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
         )
 
 
-def _by_row(part: AnnData, n_cited: int) -> np.ndarray:
+def _by_row(prediction: Prediction) -> np.ndarray:
     """(rows, cited) weights."""
-    rows, weights = (np.asarray(part.obsm[name]) for name in (_keys.ROWS, _keys.WEIGHTS))
-    at, place = np.nonzero((rows >= 0) & (weights > 0))
-    cited = (at, rows[at, place])
-    return sp.coo_array((weights[at, place].astype(float), cited), shape=(part.n_obs, n_cited)).toarray()
+    rows, weights = prediction.citations()
+    spot, place = np.nonzero(weights)
+    cited = (spot, rows[spot, place])
+    shape = (len(rows), len(prediction.cited))
+    return sp.coo_array((weights[spot, place].astype(float), cited), shape=shape).toarray()
 
 
 def _states(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:

@@ -11,19 +11,19 @@ import pandas as pd
 from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.patches import ConnectionPatch, Rectangle
+from skimage.util import montage
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
-from ragst_sd._results import MIN_CV_PEARSON, gene_index, predicted, require_columns, spot_index
+from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted, require_columns
 from ragst_sd._validate import name_list, require_positive
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
-from ragst_sd.pl._explain import SECTIONS, brings_texts, facts, split_lines, steps_of, value_text
+from ragst_sd.pl._explain import SECTIONS, brings_texts, draw_steps, facts, split_lines, steps_of, value_text
 from ragst_sd.pl._figure import Drawing, draws, picture
-from ragst_sd.pl._maps import require_citations
+from ragst_sd.pl._maps import distrust, require_citations
 from ragst_sd.pl._section import Section, draw_image, extent_of, field_widths, read_section
-from ragst_sd.pl._trust import distrust
 from ragst_sd.reference.schema import knows_tiles
 
 
@@ -99,13 +99,13 @@ def retrieval(
 
     require_positive(n_shown, "n_shown", whole=True)
     (gene,), names = name_list(genes, "genes", most=1), name_list(obs_names, "obs_names")
-    table, header = predicted(sdata, prediction_key, exact=True)
+    prediction = predicted(sdata, prediction_key, exact=True)
+    table, encoder = prediction.table, prediction.header["encoder"]
     require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
-    spots = spot_index(table, names)
-    note = distrust(table, [gene], min_cv_pearson)[0]
-    column = gene_index(table, gene)
-    _require_evidence(table, header, spots)
-    _require_tiles(header)
+    spots, column = prediction.spots(names), prediction.genes(gene)
+    note = distrust(prediction, column, min_cv_pearson)[0]
+    _require_evidence(prediction, spots)
+    _require_tiles(prediction.header)
     measured_columns(reference.var_names, table.var_names[column], cell_types(reference))
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     _require_pictures(reference)
@@ -113,9 +113,9 @@ def retrieval(
         raise ValueError(f"None of the spots cited for {str(name)!r} measured {gene!r}: there is nothing to show.")
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
-    section = read_section(sdata, table, header, prediction_key)
-    widths_px = field_widths(header, section)
-    tile_px, mpp = int(header["encoder"]["tile_px"]), float(header["encoder"]["mpp"])
+    section = read_section(prediction)
+    widths_px = field_widths(encoder, section)
+    tile_px, mpp = int(encoder["tile_px"]), float(encoder["mpp"])
     pictures = tiles_at(section.pyramid, section.centers[spots], tile_px, mpp=mpp, image_mpp=section.mpp)
 
     levels = np.concatenate([step["start"] + step["brings"] for step in steps])
@@ -140,25 +140,24 @@ def retrieval(
             rows = split_lines(lines[i])[0]["reference"]
             neighbors = _draw_neighbors(strip, steps[i], rows, reference, gene, decimals, columns)
             _draw_thumbnail(strip, pictures[i], len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
-            evidence = facts(table, header, spot)
+            evidence = facts(prediction, spot)
             evidence.insert(1, f"effective number {table.obs[_keys.EFFECTIVE_N].iloc[spot]:.1f}")
             color = _style.ADJUSTMENT if table.obs[_keys.OUT_OF_REFERENCE].iloc[spot] else _style.MUTED
             strip.set_title("  ·  ".join(evidence), fontsize="medium", color=color, pad=3.5 * _style.em())
             _draw_bars(bars, steps[i], decimals, columns, grey=bool(note))
             bars.set(ylim=(low - room * bool(low < 0), high + room))
-            bars.set_ylabel("\n".join(["contribution", *wrap(str(header["unit"]), 14)]))
+            bars.set_ylabel("\n".join(["contribution", *wrap(str(prediction.header["unit"]), 14)]))
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
-    if not drawing.get("return_ax"):
-        return None
     return axes[names[0]] if isinstance(obs_names, str) else axes
 
 
-def _require_evidence(table: AnnData, header: dict[str, Any], spots: np.ndarray) -> None:
-    require_citations(header)
+def _require_evidence(prediction: Prediction, spots: np.ndarray) -> None:
+    require_citations(prediction)
+    table = prediction.table
     for spot in spots:
         if (table.obsm[_keys.ROWS][spot] < 0).all():
             raise ValueError(
-                f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {header['image_key']!r}. "
+                f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {prediction.header['image_key']!r}. "
                 f"Choose one whose `obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
             )
 
@@ -226,7 +225,8 @@ def _draw_neighbors(
         words = f"weight {step.weight:.1%}"
         if np.isfinite(step.value):
             words += f"\nmean {_style.number(step.value, decimals)}"
-        small = _mosaic(tiles[len(shown) :][:9])
+        rest = np.stack(tiles[len(shown) :][:9])
+        small = montage(rest, fill=(255, 255, 255), padding_width=2, channel_axis=-1)[2:-2, 2:-2]
         _draw_thumbnail(strip, small, len(shown), columns, f"and {step.label}", words, "white").set_label("others")
     return axes
 
@@ -242,31 +242,16 @@ def _draw_thumbnail(
     return ax
 
 
-def _mosaic(tiles: list[np.ndarray]) -> np.ndarray:
-    """Square tiles in rows, with white between them."""
-    edge, across = len(tiles[0]) + 2, int(np.ceil(np.sqrt(len(tiles))))
-    canvas = np.full((across**2, edge, edge, 3), 255, dtype=np.uint8)
-    canvas[: len(tiles), :-2, :-2] = tiles
-    grid = canvas.reshape(across, across, edge, edge, 3).swapaxes(1, 2)
-    return grid.reshape(across * edge, across * edge, 3)[:-2, :-2]
-
-
 def _draw_bars(ax: Axes, steps: pd.DataFrame, decimals: int, columns: int, *, grey: bool) -> None:
     """Draw the steps from zero to the prediction."""
-    place = np.arange(len(steps))
-    colors = _style.UNTRUSTED if grey else steps["color"]
-    ax.bar(place, steps["brings"], bottom=steps["start"], width=0.72, color=colors, zorder=2)
-    ends = steps["start"] + steps["brings"]
-    ax.hlines(ends[:-1], place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
-    ax.axhline(0, color=_style.MUTED, lw=0.8, zorder=1)
+    draw_steps(ax, steps, grey=grey, upright=True)
+    tops, last = steps["start"] + steps["brings"].clip(lower=0), len(steps) - 1
     style: dict[str, Any] = {"coords": "data", "ha": "center", "fontsize": "small"}
     for x, text in enumerate(brings_texts(steps, decimals)):
-        top = max(steps["start"][x], ends[x])
-        _style.beside(ax, text, (x, top), (0, 2), fontweight="bold" if x == place[-1] else "normal", **style)
+        _style.beside(ax, text, (x, tops[x]), (0, 2), fontweight="bold" if x == last else "normal", **style)
     n_shown = int((steps["color"] == _style.EVIDENCE).sum())
     names = steps["label"][n_shown:].replace(SECTIONS, "sections")
-    ax.set_xticks(place, [*map(str, range(1, n_shown + 1)), *names])
+    ax.set_xticks(range(len(steps)), [*map(str, range(1, n_shown + 1)), *names])
     ax.set(xlim=(-0.5, columns - 0.5), label="contributions")
     ax.tick_params(axis="x", length=0)
     ax.locator_params(axis="y", nbins=4, steps=[1, 2, 5, 10])
-    ax.spines["bottom"].set_visible(False)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-from anndata import AnnData
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection, PathCollection
 from matplotlib.path import Path
 from scipy.spatial import KDTree
 from shapely.geometry.polygon import orient
-from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
 from ragst_sd._elements import centers_in_pixels, element_centers, image_pyramid, require_sdata, resolve_shapes
 from ragst_sd._patches import patch_edge, shrunk
 from ragst_sd._resolution import embedded_mpp_of
+from ragst_sd._results import Prediction
 from ragst_sd._validate import listing
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import apply_affine, similarity_scale
@@ -42,10 +43,28 @@ class Section:
     affine: np.ndarray
     """From the element to the image."""
 
+    @cached_property
+    def radii(self) -> np.ndarray | None:
+        """(n,) radius of each spot in pixels; `None` where spots have outlines."""
+        if self.element is None:
+            points = np.unique(self.centers, axis=0)
+            # Points have no size; neighbouring circles of this size do not touch.
+            nearest = KDTree(points).query(points, k=2)[0][:, 1] if len(points) > 1 else 2.5
+            return np.full(len(self.centers), 0.4 * np.median(nearest))
+        if "radius" in self.element:
+            return self.element["radius"].to_numpy(float) * similarity_scale(self.affine)
+        return None
 
-def read_section(
-    sdata: SpatialData, table: AnnData, header: dict[str, Any], prediction_key: str, *, or_white: bool = False
-) -> Section:
+    @cached_property
+    def reach(self) -> float:
+        """Half the size of the largest spot in pixels."""
+        if self.radii is not None:
+            return float(self.radii.max())
+        low, high = np.split(self.element.geometry.bounds.to_numpy(), 2, axis=1)
+        return float((high - low).max()) / 2 * similarity_scale(self.affine)
+
+
+def read_section(prediction: Prediction, *, or_white: bool = False) -> Section:
     """The image that a prediction was made from, and its spots; on white if asked for, where the image is not there.
 
     Raises
@@ -53,17 +72,20 @@ def read_section(
     ValueError
         If the image or the shapes are not in the object.
     """
-    require_sdata(sdata)
+    sdata, table, header = require_sdata(prediction.data), prediction.table, prediction.header
     image_key = str(header["image_key"])
-    by_patch = _is_drawn_from_thumbnails(sdata, header)
-    on_white = or_white and image_key not in sdata.images and not by_patch
-    if not image_key and not on_white:
+    has_image = image_key in sdata.images
+    embedded: Any = sdata.tables.get(str(header.get("table_key")))
+    # A section may have come without its slide, with small pictures of its spots instead.
+    has_thumbnails = embedded is not None and _keys.THUMBNAIL in embedded.obsm
+    from_thumbnails = image_key == _keys.PATCHES and not has_image and has_thumbnails
+    if not (has_image or from_thumbnails or or_white or image_key):
         raise ValueError(
             f"The embedding {str(header['use_rep'])!r} does not say on which image its spots lie (`sdata.images` has "
             f"{listing(sdata.images)}). Name it with `rg.pp.use_features(sdata, features={str(header['use_rep'])!r}, "
             "image_key=...)` and predict again."
         )
-    if image_key not in sdata.images and not by_patch and not on_white:
+    if not (has_image or from_thumbnails or or_white):
         raise ValueError(
             f"The prediction was made from image {image_key!r}, which is not in `sdata.images` (it has "
             f"{listing(sdata.images)}). Add it, or read the object with its images."
@@ -75,57 +97,45 @@ def read_section(
             "Add it, or read the object with its shapes."
         )
     shapes_key = resolve_shapes(sdata, region)
-    if by_patch or on_white:
-        xy, index = element_centers(sdata, shapes_key)
-        order, element = rows_in_order(table, prediction_key, shapes_key, index), sdata[shapes_key]
-        shapes = element.iloc[order] if hasattr(element, "geometry") else None
-        if on_white:
-            mpp = float(header["image_mpp"])
-            alone = Section(Pyramid((), ()), mpp if np.isfinite(mpp) else None, xy[order], shapes, np.eye(3))
-            # More than is shown around the spots, whatever frame they lie in.
-            return _on_white(alone, float(np.ptp(xy[order], axis=0).max()) + 2 * spot_reach(alone))
-        alone = Section(Pyramid((), ()), embedded_mpp_of(sdata, header), xy[order], shapes, np.eye(3))
-        own = sdata.tables[str(header["table_key"])]
-        pictures = np.asarray(own.obsm[_keys.THUMBNAIL])[own.obs_names.get_indexer(table.obs_names)]
-        return _on_thumbnails(alone, pictures, patch_edge(own, alone.mpp, xy))
-    found = centers_in_pixels(
-        sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=str(header["coordinate_system"])
-    )
-    order = rows_in_order(table, prediction_key, shapes_key, found.index)
-    element = sdata[shapes_key]
+    if has_image:
+        frame = {"image_key": image_key, "coordinate_system": str(header["coordinate_system"])}
+        xy, index, affine, _ = centers_in_pixels(sdata, shapes_key=shapes_key, **frame)
+        pyramid = image_pyramid(sdata, image_key)
+    else:
+        (xy, index), affine, pyramid = element_centers(sdata, shapes_key), np.eye(3), Pyramid((), ())
+    order, element = rows_in_order(table, prediction.key, shapes_key, index), sdata[shapes_key]
     shapes = element.iloc[order] if hasattr(element, "geometry") else None
-    pyramid = image_pyramid(sdata, image_key)
-    return Section(pyramid, embedded_mpp_of(sdata, header), found.xy[order], shapes, found.affine)
+    if has_image or from_thumbnails:
+        mpp = embedded_mpp_of(sdata, header)
+    else:
+        mpp = float(header["image_mpp"]) if np.isfinite(header["image_mpp"]) else None
+    section = Section(pyramid, mpp, xy[order], shapes, affine)
+    if has_image:
+        return section
+    if from_thumbnails:
+        pictures = np.asarray(embedded.obsm[_keys.THUMBNAIL])[embedded.obs_names.get_indexer(table.obs_names)]
+        return _on_thumbnails(section, pictures, patch_edge(embedded, mpp, xy))
+    # More than is shown around the spots, whatever frame they lie in.
+    return _on_white(section, float(np.ptp(xy[order], axis=0).max()) + 2 * section.reach)
 
 
-def _is_drawn_from_thumbnails(sdata: SpatialData, header: dict[str, Any]) -> bool:
-    """Whether a section came without a slide, with small pictures of its spots instead."""
-    key = str(header.get("table_key"))
-    return (
-        header["image_key"] == _keys.PATCHES
-        and _keys.PATCHES not in sdata.images
-        and key in sdata.tables
-        and _keys.THUMBNAIL in sdata.tables[key].obsm
-    )
-
-
-def _on_white(alone: Section, margin: float, scale: float = 1.0) -> Section:
+def _on_white(section: Section, margin: float, scale: float = 1.0) -> Section:
     """Spots without an image on white, with a margin around their centres, at a scale."""
-    low, size = alone.centers.min(axis=0) - margin, np.ptp(alone.centers, axis=0) + 2 * margin
+    low, size = section.centers.min(axis=0) - margin, np.ptp(section.centers, axis=0) + 2 * margin
     affine = np.array([[scale, 0, -scale * low[0]], [0, scale, -scale * low[1]], [0, 0, 1]])
     width, height = np.ceil(size * scale).astype(int) + 1
     # Takes no memory, whatever the units of the element are.
     white = np.broadcast_to(np.uint8(255), (3, height, width))
-    mpp = None if alone.mpp is None else alone.mpp / scale
+    mpp = None if section.mpp is None else section.mpp / scale
     pyramid = Pyramid((white,), ((height, width),))
-    return Section(pyramid, mpp, apply_affine(affine, alone.centers), alone.element, affine)
+    return Section(pyramid, mpp, apply_affine(affine, section.centers), section.element, affine)
 
 
-def _on_thumbnails(alone: Section, pictures: np.ndarray, edge: float) -> Section:
+def _on_thumbnails(section: Section, pictures: np.ndarray, edge: float) -> Section:
     """Spots on the small pictures that they came with, each as wide as `edge` and laid where its spot is."""
-    longest = np.ptp(alone.centers, axis=0).max() + edge
+    longest = np.ptp(section.centers, axis=0).max() + edge
     px = max(1, min(pictures.shape[1], int(_CANVAS_PX * edge / longest)))
-    section = _on_white(alone, edge / 2, px / edge)
+    section = _on_white(section, edge / 2, px / edge)
     canvas = np.array(section.pyramid.levels[0])
     corners = np.rint(section.centers - px / 2).astype(int)
     for (x, y), picture in zip(corners, shrunk(pictures, px), strict=True):
@@ -162,9 +172,9 @@ def draw_image(ax: Axes, pyramid: Pyramid, box: Box, *, edge_px: int, fade: floa
 
     The axes are left in level-0 pixels. `fade` mixes the picture with white.
     """
-    found = read_picture(pyramid, box, edge_px=edge_px)
-    if found is not None:
-        pixels, (left, right, top, bottom) = found
+    picture = read_picture(pyramid, box, edge_px=edge_px)
+    if picture is not None:
+        pixels, (left, right, top, bottom) = picture
         ax.imshow(pixels, extent=(left, right, bottom, top), alpha=1 - fade)
     ax.set(xlim=box[:2], ylim=(box[3], box[2]), aspect="equal", anchor="NW", facecolor="white")
 
@@ -193,43 +203,20 @@ def read_picture(pyramid: Pyramid, box: Box, *, edge_px: int) -> tuple[np.ndarra
     return pixels, (left, left + width, top, top + height)
 
 
-def field_widths(header: dict[str, Any], section: Section) -> list[float]:
+def field_widths(encoder: Mapping[str, Any], section: Section) -> list[float]:
     """Widths in pixels of the image of the tile and, growing, of the wider fields of view."""
-    encoder, mpp = header["encoder"], float(header["encoder"]["mpp"])
+    mpp = float(encoder["mpp"])
     width = int(encoder["tile_px"]) * (1.0 if np.isnan(mpp) else mpp / float(section.mpp or mpp))
     wider = {float(factor) for factor in np.ravel(encoder["context"]) if factor > 1}
     return [width * factor for factor in (1.0, *sorted(wider))]
 
 
-def disc_radii(section: Section) -> np.ndarray | None:
-    """(n,) radius of each spot in pixels; `None` where spots have outlines."""
-    if section.element is None:
-        points = np.unique(section.centers, axis=0)
-        # Points have no size; neighbouring circles of this size do not touch.
-        nearest = KDTree(points).query(points, k=2)[0][:, 1] if len(points) > 1 else 2.5
-        return np.full(len(section.centers), 0.4 * np.median(nearest))
-    if "radius" in section.element:
-        return section.element["radius"].to_numpy(float) * similarity_scale(section.affine)
-    return None
-
-
-def spot_reach(section: Section) -> float:
-    """Half the size of the largest spot in pixels."""
-    radii = disc_radii(section)
-    if radii is None:
-        bounds = section.element.geometry.bounds
-        edges = np.maximum(bounds["maxx"] - bounds["minx"], bounds["maxy"] - bounds["miny"])
-        return float(edges.max()) / 2 * similarity_scale(section.affine)
-    return float(radii.max())
-
-
 def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Collection:
     """Draw spots in true size: circles by their radius, everything else by its outline."""
-    radii = disc_radii(section)
-    if radii is None:
+    if section.radii is None:
         paths = [_outline(shape, section.affine) for shape in section.element.geometry.iloc[rows]]
         return ax.add_collection(PathCollection(paths, **style), autolim=False)
-    return draw_discs(ax, section.centers[rows], 2 * radii[rows], **style)
+    return draw_discs(ax, section.centers[rows], 2 * section.radii[rows], **style)
 
 
 def draw_rims(ax: Axes, section: Section, rows: np.ndarray, color: str, width: float, **style: Any) -> None:

@@ -17,7 +17,7 @@ from ragst_sd._results import predicted
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
-from ragst_sd.pl._section import Section, draw_discs, read_section, spot_reach
+from ragst_sd.pl._section import Section, draw_discs, read_section
 
 _GROUPS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 _PER_ROW = 4
@@ -115,14 +115,14 @@ def sources(
     if n_shown >= len(_style.PALETTE):
         raise ValueError(f"`n_shown` is {n_shown}; there are colours for {len(_style.PALETTE) - 1} groups at most.")
     _maps.require_fade(image_fade)
-    table, header = predicted(sdata, prediction_key)
-    _maps.require_citations(header)
+    prediction = predicted(sdata, prediction_key)
+    _maps.require_citations(prediction)
     cited = neighbors(sdata, prediction_key=prediction_key)
-    shown = _sources(cited, table.obs_names, group_by, int(n_shown))
-    section = read_section(sdata, table, header, prediction_key)
+    shown = _sources(cited, prediction.table.obs_names, group_by, int(n_shown))
+    section = read_section(prediction)
     # Discs of neighbouring spots do not touch even where one group has all the weight.
     several = len(np.unique(section.centers, axis=0)) > 1
-    largest = 0.9 * (spot_pitch(section.centers) if several else 2 * spot_reach(section))
+    largest = 0.9 * (spot_pitch(section.centers) if several else 2 * section.reach)
 
     names = list(shown.shares)
     size, small = _maps.map_size(section, 3.9), _maps.map_size(section, 1.75)
@@ -144,7 +144,7 @@ def sources(
         if n_maps:
             groups = dict(zip(names, _maps.axes_in_rows(figure, n_maps, _PER_ROW, grid[1]), strict=True))
             _draw_groups(groups, section, shown, (1 + image_fade) / 2)
-    return {"section": drawn, "weights": bars, "groups": groups} if drawing.get("return_ax") else None
+    return {"section": drawn, "weights": bars, "groups": groups}
 
 
 def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) -> _Sources:
@@ -154,14 +154,14 @@ def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) 
     shares = shares[shares.mean().sort_values(ascending=False, kind="stable").index]
     n_rows = cited.groupby("group")["reference"].nunique()[shares.columns].to_list()
     n = shares.shape[1]
-    n_own = n if n <= n_shown + 1 else n_shown
-    colors = [*_style.PALETTE[:n_own], *[_style.OTHER_GROUPS] * (n - n_own)]
+    n_single = n if n <= n_shown + 1 else n_shown
+    colors = [*_style.PALETTE[:n_single], *[_style.OTHER_GROUPS] * (n - n_single)]
     values = shares.to_numpy(float)
     leaders = np.array(colors)[values.argmax(axis=1)]
-    if n_own < n:
-        lumped = {f"other ({n - n_own} {group_by}s)": shares.iloc[:, n_own:].sum(axis=1, skipna=False)}
-        shares = shares.iloc[:, :n_own].assign(**lumped)
-        n_rows = [*n_rows[:n_own], sum(n_rows[n_own:])]
+    if n_single < n:
+        lumped = {f"other ({n - n_single} {group_by}s)": shares.iloc[:, n_single:].sum(axis=1, skipna=False)}
+        shares = shares.iloc[:, :n_single].assign(**lumped)
+        n_rows = [*n_rows[:n_single], sum(n_rows[n_single:])]
     return _Sources(shares, n_rows, colors[: shares.shape[1]], leaders, values.max(axis=1))
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 from jinja2 import Environment
 from spatialdata import SpatialData
 
 from ragst_sd import _keys, _results
 from ragst_sd._annotation import single_region
+from ragst_sd._cited_values import Origin
 from ragst_sd._elements import require_sdata
 from ragst_sd._page import bears, read_text
 from ragst_sd._replacing import replace_text
@@ -168,29 +168,27 @@ def viewer(
     target = None if path is None else Path(path)
     if target is not None and target.exists() and not bears(target, MARK):
         raise FileExistsError(f"`path` {str(path)!r} exists and is no viewer page. Choose another name.")
-    table, header = _results.predicted(sdata, prediction_key, exact=True)
-    bank = _results.matching_bank(reference, header)
+    prediction = _results.predicted(sdata, prediction_key, exact=True)
+    table, bank = prediction.table, _results.matching_bank(prediction, reference)
     _results.require_columns(table, _results.OBS_COLUMNS)
     require_key(_keys.EVIDENCE, table.layers, "table.layers", "`rg.tl.predict` writes it; predict again.")
-    chosen = choose_genes(table, genes)
-    section = read_section(sdata, table, header, prediction_key)
-    names = table.var_names[chosen]
+    origin = Origin(prediction, bank, choose_genes(prediction, genes))
+    section = read_section(prediction)
     # Genes that were not asked for by name may be missing from the truth.
-    asked = None if genes is None else list(names)
-    truth = measured_values(sdata, table, header, truth_key, layer=layer, unit=unit, genes=asked)
-    measured = None
-    if truth is not None:
-        measured = pd.DataFrame(truth[0], columns=truth[1]).reindex(columns=names).to_numpy()
-    facts = _facts(table, header, single_region(table) if title is None else title)
+    named = None if genes is None else list(origin.names)
+    truth = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=named)
+    measured = None if truth is None else truth.reindex(columns=origin.names).to_numpy()
+    facts = _facts(prediction, single_region(table) if title is None else title)
 
     def pages() -> Iterator[str]:
         """The page, then with coarser pictures, and at last with fewer decimals."""
         pictures = None
         for most_decimals in _DECIMALS:
-            arrays, about = collect_numbers(bank, table, header, chosen, measured, int(n_shown), most_decimals)
+            arrays, about = collect_numbers(origin, measured, int(n_shown), most_decimals)
             if pictures is None:
                 cited = bank.obs.index.get_indexer(about["names"]["cited"])
-                pictures = collect_pictures(section, header, reference.obsm.get(_keys.THUMBNAIL), cited)
+                thumbnails = reference.obsm.get(_keys.THUMBNAIL)
+                pictures = collect_pictures(section, prediction.header["encoder"], thumbnails, cited)
             arrays |= pictures.places
             blocks = {name: _pack(values) for name, values in arrays.items()}
             described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
@@ -204,7 +202,7 @@ def viewer(
             break
     else:
         raise ValueError(
-            f"A page of {table.n_obs} spots and {len(chosen)} genes would take {size / 1e6:.0f} MB, more than "
+            f"A page of {table.n_obs} spots and {len(origin.genes)} genes would take {size / 1e6:.0f} MB, more than "
             f"{LIMIT / 1e6:.0f} MB. Choose fewer genes with `genes=`, or predict part of the section."
         )
     if target is not None:
@@ -212,16 +210,17 @@ def viewer(
     return Page(page, target, int(height))
 
 
-def _facts(table: AnnData, header: dict[str, Any], title: str) -> dict[str, Any]:
+def _facts(prediction: _results.Prediction, title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
+    table, header, cited = prediction.table, prediction.header, prediction.cited
     unlike = _results.unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
         "title": title,
         "method": str(header["method"]),
         "unit": str(header["unit"]),
         "centered": bool(header.get("center_sections", False)),
-        "n_cited": len(header[_keys.CITED]),
-        "donors": sorted(set(header[_keys.CITED][_keys.DONOR].astype(str))),
+        "n_cited": len(cited),
+        "donors": sorted(set(cited[_keys.DONOR].astype(str))),
         "share_outside": float(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean()),
         "share_unlike": round(unlike, 4) if unlike > _results.MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),

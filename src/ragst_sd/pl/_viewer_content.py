@@ -16,19 +16,16 @@ from typing import Any
 import numpy as np
 from anndata import AnnData
 from PIL import Image
+from skimage.util import montage
 
 from ragst_sd import _keys
-from ragst_sd._cited_values import level_means, measured_values
+from ragst_sd._cited_values import Origin
 from ragst_sd._metrics import relative_spread
-from ragst_sd._results import OBS_COLUMNS, gene_index
-from ragst_sd.get._regression_lines import mean_of_stack
+from ragst_sd._results import OBS_COLUMNS, Intervals, Prediction
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.image.frames import similarity_scale
-from ragst_sd.pl._section import Section, disc_radii, extent_of, field_widths, read_picture, spot_reach
-from ragst_sd.pl._trust import Intervals, has_intervals, intervals_of
+from ragst_sd.pl._section import Section, extent_of, field_widths, read_picture
 from ragst_sd.reference.schema import knows_tiles
-from ragst_sd.retrieval.bank import Bank
-from ragst_sd.retrieval.training import dense
 
 _MISSING = -32768
 # Lower bounds that are zero, as many are, take one value, which compresses to little.
@@ -41,11 +38,12 @@ _TILE_EDGES = (128, 96, 64, 48, 32)
 _TILE_PIXELS = 21_000_000
 
 
-def choose_genes(table: AnnData, genes: str | Sequence[str] | None) -> np.ndarray:
+def choose_genes(prediction: Prediction, genes: str | Sequence[str] | None) -> np.ndarray:
     """Positions of the genes asked for, or of the best trusted ones: by `cv_pearson`, then by predicted variance."""
     if genes is not None:
-        return gene_index(table, genes)
-    values = table.X.toarray() if hasattr(table.X, "toarray") else np.asarray(table.X)
+        return prediction.genes(genes)
+    table = prediction.table
+    values = np.asarray(table.X)
     rows = np.isfinite(values).all(axis=1)
     spread = values[rows].var(axis=0) if rows.any() else np.zeros(table.n_vars)
     # What is not known comes last.
@@ -53,27 +51,21 @@ def choose_genes(table: AnnData, genes: str | Sequence[str] | None) -> np.ndarra
 
 
 def collect_numbers(
-    bank: Bank,
-    table: AnnData,
-    header: dict[str, Any],
-    genes: np.ndarray,
-    measured: np.ndarray | None,
-    n_shown: int,
-    most_decimals: int,
+    origin: Origin, measured: np.ndarray | None, n_shown: int, most_decimals: int
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays of a page, for the given genes, and what to know about them; `measured` is (spots, genes) or `None`."""
-    names = table.var_names[genes]
-    cited_values, was_measured, corrections = measured_values(bank, header, header[_keys.CITED], names)
-    levels, level_of = level_means(bank, header, table, names)
-    values = {"prediction": dense(table.X[:, genes]), "evidence": dense(table.layers[_keys.EVIDENCE][:, genes])}
+    """Arrays of a page, and what to know about them; `measured` is (spots, genes) or `None`."""
+    prediction, table, genes = origin.prediction, origin.prediction.table, origin.genes
+    cited_values, was_measured, corrections = origin.measured_values(prediction.cited)
+    levels, level_of = origin.level_means()
+    values = {"prediction": prediction.values(genes), "evidence": prediction.values(genes, layer=_keys.EVIDENCE)}
     values |= {} if measured is None else {"measured": measured}
-    intervals = intervals_of(table, header, genes) if has_intervals(table) else None
+    intervals = prediction.intervals(genes)
     bounds = [] if intervals is None else [intervals.lower, intervals.upper]
     decimals = _decimals([*values.values(), *bounds, cited_values], most_decimals)
     multiples = {name: _multiples(each, decimals) for name, each in values.items()}
     # Mostly zeros where a method has no adjustment, which compresses to nothing.
     multiples["adjustment"] = multiples["prediction"] - multiples.pop("evidence")
-    neighbours, shown = _neighbours(table, was_measured, n_shown)
+    neighbours, shown = _neighbours(prediction, was_measured, n_shown)
     # Rows of one section share their corrections.
     different, section = np.unique(corrections[shown].astype(np.float32), axis=0, return_inverse=True)
     arrays = {
@@ -81,32 +73,32 @@ def collect_numbers(
         **{name: table.obs[name].to_numpy(np.float32) for name in OBS_COLUMNS},
         **neighbours,
         "levels": levels.astype(np.float32),
-        "means": _means(bank, header, table, genes, levels).astype(np.float32),
+        "means": _means(origin, levels).astype(np.float32),
         "level_of": level_of.astype(np.int32),
         "cited_values": _int16(_multiples(cited_values[shown], decimals)),
         "cited_section": section.ravel().astype(np.uint16),
         "corrections": different,
     }
     if _keys.DISAGREEMENT in table.layers:
-        spread = relative_spread(dense(table.layers[_keys.DISAGREEMENT][:, genes]))
+        spread = relative_spread(prediction.values(genes, layer=_keys.DISAGREEMENT))
         arrays[_keys.DISAGREEMENT] = spread.astype(np.float32)
     if intervals is not None:
         arrays |= _distances(intervals, multiples["prediction"], decimals)
-    cited, labels = header[_keys.CITED].iloc[shown], {}
+    cited, labels = prediction.cited.iloc[shown], {}
     for name in (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE):
-        found, codes = np.unique(cited[name].astype(str).to_numpy(), return_inverse=True)
+        names, codes = np.unique(cited[name].astype(str).to_numpy(), return_inverse=True)
         arrays[f"cited_{name}"] = codes.astype(np.uint16)
-        labels[name] = list(map(str, found))
+        labels[name] = list(map(str, names))
     trust, ceiling = (_of_genes(table, name)[genes] for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING))
     facts = {
         "genes": [
-            {"name": name, "trust": _number(r), "ceiling": _number(highest), "share": _number(own)}
-            for name, r, highest, own in zip(names, trust, ceiling, _shares(table)[genes], strict=True)
+            {"name": name, "trust": _number(r), "ceiling": _number(highest), "share": _number(share)}
+            for name, r, highest, share in zip(origin.names, trust, ceiling, _shares(table)[genes], strict=True)
         ],
         "decimals": decimals,
         "missing": _MISSING,
         "at_zero": _AT_ZERO,
-        "cites": bool(len(header[_keys.CITED])),
+        "cites": bool(len(prediction.cited)),
         "regression": _keys.REGRESSION_KEY in table.obsm,
         "labels": labels,
         "interval": None if intervals is None else {"level": intervals.level, "unit": intervals.unit},
@@ -125,11 +117,11 @@ def _shares(table: AnnData) -> np.ndarray:
     return shares if _keys.REGRESSION_KEY in table.obsm else np.ones_like(shares)
 
 
-def _means(bank: Bank, header: dict[str, Any], table: AnnData, genes: np.ndarray, levels: np.ndarray) -> np.ndarray:
+def _means(origin: Origin, levels: np.ndarray) -> np.ndarray:
     """Mean of each gene before `levels`, which stands for what is left of the share; zero without a regression."""
-    if _keys.REGRESSION_KEY not in table.obsm:
-        return np.zeros(len(genes))
-    return mean_of_stack(bank, header, table, table.var_names[genes])[0][0] - levels[0]
+    if _keys.REGRESSION_KEY not in origin.prediction.table.obsm:
+        return np.zeros(len(origin.genes))
+    return origin.mean_of_stack()[0][0] - levels[0]
 
 
 def _number(value: float) -> float | None:
@@ -162,14 +154,12 @@ def _distances(intervals: Intervals, prediction: np.ndarray, decimals: int) -> d
     return {"above": _int16(above), "skew": _int16(np.where(lower == 0, _AT_ZERO, below - above))}
 
 
-def _neighbours(table: AnnData, measured: np.ndarray, n_shown: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+def _neighbours(prediction: Prediction, measured: np.ndarray, n_shown: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The first rows of each spot by falling weight, and what the genes of all of its rows need to be weighed.
 
     Also the rows that are shown, as positions in the table's list of cited ones.
     """
-    rows, weights = (np.asarray(table.obsm[name]) for name in (_keys.ROWS, _keys.WEIGHTS))
-    used = (rows >= 0) & (weights > 0)
-    rows, weights = np.where(used, rows, -1), np.where(used, weights, 0.0)
+    rows, weights = prediction.citations()
     order = np.lexsort((rows, -weights), axis=1)[:, :n_shown]
     first = np.take_along_axis(rows, order, axis=1)
     shown = np.unique(first[first >= 0])
@@ -180,7 +170,7 @@ def _neighbours(table: AnnData, measured: np.ndarray, n_shown: int) -> tuple[dic
     arrays = {
         "neighbours": np.where(first >= 0, np.searchsorted(shown, first), -1).astype(np.int32),
         "weights": np.take_along_axis(weights, order, axis=1).astype(np.float32),
-        "n_cited": used.sum(axis=1).astype(np.int32),
+        "n_cited": (rows >= 0).sum(axis=1).astype(np.int32),
         "votes": np.array(votes, dtype=np.float32),
         "masks": masks.astype(np.uint8),
         "cited_mask": pattern[shown].astype(np.uint16),
@@ -206,13 +196,13 @@ class Pictures:
         }
 
 
-def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, cited: np.ndarray) -> Pictures:
+def collect_pictures(section: Section, encoder: dict[str, Any], thumbnails: Any, cited: np.ndarray) -> Pictures:
     """Pictures of the section and its spots, and the `thumbnails` of `cited` rows of the reference, by position."""
-    left, right, top, bottom = box = extent_of(section, spot_reach(section))
-    mpp, tile_px = float(header["encoder"]["mpp"]), int(header["encoder"]["tile_px"])
-    if not knows_tiles(header["encoder"]):
+    left, right, top, bottom = box = extent_of(section, section.reach)
+    mpp, tile_px = float(encoder["mpp"]), int(encoder["tile_px"])
+    if not knows_tiles(encoder):
         # Of unknown origin: what a spot covers is shown.
-        tile_px = max(1, round(2 * spot_reach(section)))
+        tile_px = max(1, round(2 * section.reach))
     level_mpp = section.mpp if np.isnan(mpp) else mpp
     n_spots, square = len(section.centers), _are_squares(section)
     fitting = (e for e in _TILE_EDGES[:-1] if e <= tile_px and n_spots * e**2 <= _TILE_PIXELS)
@@ -224,15 +214,15 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
         "width": right - left,
         "height": bottom - top,
         "mpp": section.mpp,
-        "fields": field_widths(header, section),
+        "fields": field_widths(encoder, section),
         "tile_um": None if level_mpp is None else tile_px * level_mpp,
         "square": square,
         "sheet_px": _SHEET_PX,
         "tile_px": edge,
     }
-    found = read_picture(section.pyramid, box, edge_px=_SECTION_PX)
-    if found is not None:
-        pixels, (x0, x1, y0, y1) = found
+    part = read_picture(section.pyramid, box, edge_px=_SECTION_PX)
+    if part is not None:
+        pixels, (x0, x1, y0, y1) = part
         picture = Image.fromarray(pixels)
         picture.thumbnail((_SECTION_PX, _SECTION_PX), Image.Resampling.LANCZOS)
         images["section"] = [picture]
@@ -251,7 +241,7 @@ def collect_pictures(section: Section, header: dict[str, Any], thumbnails: Any, 
 
 def _are_squares(section: Section) -> bool:
     """Whether spots are tiles of a grid rather than discs."""
-    if disc_radii(section) is not None:
+    if section.radii is not None:
         return False
     first = section.element.geometry.iloc[0]
     return first.geom_type == "Polygon" and len(first.exterior.coords) == 5
@@ -259,23 +249,20 @@ def _are_squares(section: Section) -> bool:
 
 def _radii(section: Section, *, square: bool) -> np.ndarray:
     """Half the width of each spot in pixels; other outlines than discs and squares count as discs of their area."""
-    radii = disc_radii(section)
-    if radii is None:
-        areas = section.element.geometry.make_valid().area.to_numpy(float)
-        radii = np.sqrt(areas / (4.0 if square else np.pi)) * similarity_scale(section.affine)
-    return radii
+    if section.radii is not None:
+        return section.radii
+    areas = section.element.geometry.make_valid().area.to_numpy(float)
+    return np.sqrt(areas / (4.0 if square else np.pi)) * similarity_scale(section.affine)
 
 
 def _sheets(tiles: np.ndarray) -> list[Image.Image]:
     """Sheets of at most `_SHEET_PX`, so that a browser decodes no more than it shows."""
-    sheets, edge = [], tiles.shape[1]
-    across = _SHEET_PX // edge
+    sheets, across = [], _SHEET_PX // tiles.shape[1]
     for start in range(0, len(tiles), across**2):
         part = tiles[start : start + across**2]
-        sheet = Image.new("RGB", (across * edge, -(-len(part) // across) * edge), "white")
-        for i, tile in enumerate(part):
-            sheet.paste(Image.fromarray(tile), (i % across * edge, i // across * edge))
-        sheets.append(sheet)
+        shape = (-(-len(part) // across), across)
+        sheet = montage(part, fill=(255, 255, 255), grid_shape=shape, channel_axis=-1)
+        sheets.append(Image.fromarray(sheet))
     return sheets
 
 

@@ -88,7 +88,8 @@ def filter_predicted(
     >>> bool(query.tables["predicted"].var["cv_pearson"].min() >= 0.2)
     True
     """
-    table, header = predicted(sdata, prediction_key)
+    prediction = predicted(sdata, prediction_key)
+    table, header = prediction.table, prediction.header
     if isinstance(sdata, AnnData) and key_added is not None:
         raise ValueError(
             "`key_added` names a table of a SpatialData; `sdata` is a bare table. Use `inplace=False` to get a new one."

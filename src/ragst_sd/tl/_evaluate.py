@@ -165,16 +165,17 @@ def evaluate(
     >>> list(scores.columns)
     ['gene', 'sample', 'metric', 'value']
     """
-    table, header = predicted(sdata, prediction_key)
+    prediction = predicted(sdata, prediction_key)
+    table, header = prediction.table, prediction.header
     require_columns(table, SPOT_METRICS)
-    measured = truth_table(sdata, table, truth_key, truth)
+    measured = truth_table(prediction, truth_key, truth)
     chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
     require_known(chosen, CHOICES, "metrics")
     asked = set(chosen)
     if asked & set(INTERVAL_METRICS):
         todo = "Predict with `rg.tl.predict(..., intervals=...)`."
         require_key(_keys.LOWER, table.layers, "the predicted table's layers", todo)
-    compared = compare(table, header, measured, layer=layer, unit=unit, genes=genes, sample_key=sample_key)
+    compared = compare(prediction, measured, layer=layer, unit=unit, genes=genes)
     places = labels = counts = None
     if needing(chosen, "positions"):
         todo = "Metrics of maps and Moran's I need positions of the spots."
@@ -200,7 +201,7 @@ def evaluate(
     basis = np.isin(compared.names, size_factor_genes(header))
     truth_columns = pd.Index(compared.names).get_indexer(names)
     seed, parts = as_seed(rng), []
-    for section in compared.sections:
+    for section in compared.sections(sample_key):
         sample, rows, values, expected = section.sample, section.rows, section.values, section.expected
         of_genes, of_all = [name for name in chosen if name in METRICS], {}
         of_genes += ["pearson"] if counts is not None and "pearson" not in of_genes else []

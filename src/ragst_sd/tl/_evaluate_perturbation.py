@@ -225,7 +225,7 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
     """Predicted tables by method, and what their headers say of unit and controls."""
     given = {str(name): table for name, table in data.items()} if isinstance(data, Mapping) else {"": data}
     require_some(given, "data", "Give a table made by `rg.tl.perturb`, or a mapping from method to such tables.")
-    headers = {name: predicted(table, "", any_task=True)[1] for name, table in given.items()}
+    headers = {name: predicted(table, "", any_task=True).header for name, table in given.items()}
     if any(header.get("task") != TASK for header in headers.values()):
         raise ValueError(
             "`data` is a prediction of tissue; compare it with `rg.tl.evaluate`. Responses are predicted by "

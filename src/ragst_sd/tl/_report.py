@@ -14,12 +14,12 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
-from ragst_sd import _keys
+from ragst_sd import _keys, _results
 from ragst_sd._annotation import single_region
 from ragst_sd._caveats import sentences
+from ragst_sd._elements import require_sdata
 from ragst_sd._page import Picture, bears, number, to_html, to_markdown
 from ragst_sd._replacing import replace_text
-from ragst_sd._results import MIN_CV_PEARSON, OBS_COLUMNS, VAR_COLUMNS, matching_bank, predicted, require_columns
 from ragst_sd._truth import if_it_fits, shown_truth
 from ragst_sd.tl._report_facts import gather
 
@@ -114,22 +114,22 @@ def report(
     >>> [path.name for path in paths]
     ['donor3.md', 'donor3.html']
     """
-    table, header = predicted(sdata, prediction_key, exact=True)
-    bank = matching_bank(reference, header)
-    require_columns(table, (*OBS_COLUMNS, *VAR_COLUMNS))
+    prediction = _results.predicted(sdata, prediction_key, exact=True)
+    bank = _results.matching_bank(prediction, reference)
+    _results.require_columns(prediction.table, (*_results.OBS_COLUMNS, *_results.VAR_COLUMNS))
     paths = _paths(path, overwrite=overwrite)
     if truth_key and isinstance(sdata, AnnData):
         raise ValueError("`truth_key` names a table of a SpatialData; `sdata` is a bare table. Give the object.")
-    truth, measured = shown_truth(sdata, table, truth_key), None
+    truth, measured = shown_truth(prediction, truth_key), None
     if truth is not None:
         compared = {"prediction_key": prediction_key, "truth_key": truth, "layer": layer, "unit": unit}
-        measured = if_it_fits(partial(_agreement, sdata, table, compared), truth_key)
-    facts = gather(prediction_key, table, header, bank, measured)
-    why_none = _why_no_maps(sdata, table, header, pictures=pictures)
+        measured = if_it_fits(partial(_agreement, prediction, compared), truth_key)
+    facts = gather(prediction, bank, measured)
+    why_none = _why_no_maps(prediction, pictures=pictures)
     drawn = truth if measured is not None and layer is None and unit == "counts" else None
-    maps = [] if why_none else _draw_maps(sdata, facts, prediction_key=prediction_key, truth_key=drawn)
+    maps = [] if why_none else _draw_maps(prediction, facts, truth_key=drawn)
     facts |= {topic: sentences(topic, facts) for topic in ("not_assessed", "not_to_conclude")}
-    facts |= {"pictures": maps, "why_no_pictures": why_none, "min_cv_pearson": MIN_CV_PEARSON}
+    facts |= {"pictures": maps, "why_no_pictures": why_none, "min_cv_pearson": _results.MIN_CV_PEARSON}
     markdown, illustrated = (to_markdown(_TEMPLATE, {**facts, "as_html": as_html}) for as_html in (False, True))
     page = to_html(illustrated, title=f"Prediction card: {prediction_key}", pictures=maps)
     for file, text in zip(paths, (markdown, page), strict=True):
@@ -155,40 +155,40 @@ def _paths(path: str | os.PathLike[str], *, overwrite: bool) -> tuple[Path, Path
     return markdown, page
 
 
-def _agreement(sdata: SpatialData, table: AnnData, compared: dict[str, Any]) -> pd.DataFrame:
+def _agreement(prediction: _results.Prediction, compared: dict[str, Any]) -> pd.DataFrame:
     """Agreement with measured values of the section, one line per gene."""
     from ragst_sd.tl._evaluate import evaluate
 
-    has_intervals = _keys.LOWER in table.layers and _keys.UPPER in table.layers
-    metrics = ["pearson", "rmse", *(["coverage"] if has_intervals else [])]
-    long = evaluate(sdata, **compared, genes=None, n_genes=None, metrics=metrics)
+    table = prediction.table
+    metrics = ["pearson", "rmse", *["coverage"] * ({_keys.LOWER, _keys.UPPER} <= set(table.layers))]
+    long = evaluate(prediction.data, **compared, genes=None, n_genes=None, metrics=metrics)
     wide = long[long["gene"] != ""].groupby(["gene", "metric"])["value"].mean().unstack()
     wide = wide.reindex([gene for gene in table.var_names if gene in wide.index])
     wide[_keys.CV_PEARSON] = table.var[_keys.CV_PEARSON].reindex(wide.index)
     return wide.rename(columns={"coverage": "inside the interval"})
 
 
-def _why_no_maps(sdata: SpatialData | AnnData, table: AnnData, header: dict[str, Any], *, pictures: bool) -> str:
+def _why_no_maps(prediction: _results.Prediction, *, pictures: bool) -> str:
     """Why nothing can be drawn; empty if it can."""
+    sdata = prediction.data
     if not pictures:
         return "they were not asked for."
     if isinstance(sdata, AnnData):
         return "the report was written from a bare table, without its image."
-    image = str(header["image_key"])
+    image = str(prediction.header["image_key"])
     if image not in sdata.images and image != _keys.PATCHES:
         return f"image `{image}` is not in the object."
-    region = single_region(table)
+    region = single_region(prediction.table)
     return "" if region in sdata.shapes or region in sdata.points else f"`{region}` is not in the object."
 
 
-def _draw_maps(
-    sdata: SpatialData, facts: dict[str, Any], *, prediction_key: str, truth_key: str | None
-) -> list[Picture]:
+def _draw_maps(prediction: _results.Prediction, facts: dict[str, Any], *, truth_key: str | None) -> list[Picture]:
     """The best-trusted gene as predicted (and measured), and how far to trust each spot."""
     import ragst_sd.pl as pl
 
-    pictures = []
-    table, score = facts["table"], facts["score"]
+    pictures, sdata = [], require_sdata(prediction.data)
+    table, score = prediction.table, facts["score"]
+    shared: dict[str, Any] = {"prediction_key": prediction.key, "dpi": _DPI}
     values = np.asarray(table.X)
     allowed, beside = np.isfinite(values).any(axis=0), "predicted"
     if truth_key is not None:
@@ -203,10 +203,8 @@ def _draw_maps(
             best = np.flatnonzero(allowed)[np.nanvar(values[:, allowed], axis=0).argmax()]
             why = "the gene whose prediction varies most; how well it is predicted was not assessed"
         gene, png = str(table.var_names[best]), BytesIO()
-        pl.prediction(
-            sdata, genes=gene, prediction_key=prediction_key, truth_key=truth_key or False, save=png, dpi=_DPI
-        )
+        pl.prediction(sdata, genes=gene, truth_key=truth_key or False, save=png, **shared)
         pictures.append(Picture("gene.png", png.getvalue(), f"{gene}, {beside}: {why}."))
     png = BytesIO()
-    pl.reliability(sdata, prediction_key=prediction_key, truth_key=False, image_fade=0.5, save=png, dpi=_DPI)
+    pl.reliability(sdata, truth_key=False, image_fade=0.5, save=png, **shared)
     return [*pictures, Picture("trust.png", png.getvalue(), _TRUST)]

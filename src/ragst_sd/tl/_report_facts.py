@@ -13,21 +13,20 @@ from ragst_sd._encoder_facts import encoder_facts
 from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
 from ragst_sd._metrics import finite_mean
 from ragst_sd._page import number
-from ragst_sd._results import MIN_CV_PEARSON, N_GENES, most_variable, unlike_share
+from ragst_sd._results import MIN_CV_PEARSON, N_GENES, Prediction, most_variable, unlike_share
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.grounding import FLAGGED
 
 
-def gather(
-    name: str, table: AnnData, header: dict[str, Any], bank: Bank, measured: pd.DataFrame | None
-) -> dict[str, Any]:
+def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) -> dict[str, Any]:
     """The facts of a prediction, under the names that `_report.md.jinja` and `_caveats.yaml` have for them.
 
     `measured` is the agreement with measured values of the section, one line per gene, or `None`.
     """
+    table, header = prediction.table, prediction.header
     obs, var, method = table.obs, table.var, str(header["method"])
     encoder = encoder_facts(header["encoder"])
-    sources = _sources(table, header, bank)
+    sources = _sources(prediction, bank)
     licenses = ranked(sources["license"])
     n_donors = len(np.unique(bank.donors))
     terms = {terms for terms, _, _ in licenses}
@@ -38,11 +37,11 @@ def gather(
     out = obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)
     unlike = unlike_share(obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
-        "name": name,
+        "name": prediction.key,
         "table": table,
         "header": header,
         "method": method,
-        "cites": bool(len(header[_keys.CITED])),
+        "cites": bool(len(prediction.cited)),
         "section_donors": list(obs[header["donor_key"]].astype(str).unique()) if header["donor_key"] in obs else [],
         "embeddings": f"tables[{header['table_key']!r}].obsm[{header['use_rep']!r}]",
         "encoder": encoder,
@@ -109,15 +108,15 @@ def _means(table: AnnData, pearson: pd.Series) -> dict[str, Any]:
     }
 
 
-def _sources(table: AnnData, header: dict[str, Any], bank: Bank) -> pd.DataFrame:
+def _sources(prediction: Prediction, bank: Bank) -> pd.DataFrame:
     """One line per section of the reference: donors, tissue, technology, license, citation, rows, cited, weight."""
-    rows, weights = np.asarray(table.obsm[_keys.ROWS]), np.asarray(table.obsm[_keys.WEIGHTS], dtype=float)
-    used = (rows >= 0) & (weights > 0)
-    cited = pd.DataFrame({"row": rows[used], "weight": weights[used]})
-    cited["sample"] = header[_keys.CITED][_keys.SAMPLE].astype(str).to_numpy()[cited["row"]]
+    rows, weights = prediction.citations()
+    cited = pd.DataFrame({"row": rows[rows >= 0], "weight": weights[rows >= 0].astype(float)})
+    cited["sample"] = prediction.cited[_keys.SAMPLE].astype(str).to_numpy()[cited["row"]]
     by_sample = cited.groupby("sample")
     donors = bank.obs[[_keys.SAMPLE, _keys.DONOR]].astype(str).groupby(_keys.SAMPLE)[_keys.DONOR]
-    frame = header["sources"].set_axis(header["sources"].index.astype(str))
+    sources = prediction.header["sources"]
+    frame = sources.set_axis(sources.index.astype(str))
     frame["donors"] = donors.agg(lambda names: ", ".join(sorted(set(names)))).reindex(frame.index, fill_value="")
     frame["rows"] = donors.size().reindex(frame.index, fill_value=0)
     frame["cited"] = by_sample["row"].nunique().reindex(frame.index, fill_value=0)

@@ -162,7 +162,7 @@ def _predicted(
     normalization: Mapping[str, Any],
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Spots with a prediction, their expression and intervals, and what is known of the genes."""
-    _, header = predicted(table, table_key)
+    header = predicted(table, table_key).header
     values = dense(table.X).astype(np.float64)[rows]
     finite = np.isfinite(values).any(axis=1)
     rows, values = rows[finite], values[finite]
