@@ -28,8 +28,7 @@ def regions_of(table: AnnData) -> list[str]:
 
 def single_region(table: AnnData) -> str:
     """The one element that a table annotates."""
-    table_attrs(table)
-    regions = regions_of(table)
+    regions = [str(name) for name in np.atleast_1d(table_attrs(table)["region"])]
     if len(regions) != 1:
         raise ValueError(
             f"The table annotates {len(regions)} elements: {listing(regions)}. One section per table is needed: "
@@ -114,10 +113,10 @@ def resolve_annotation(sdata: SpatialData, table_key: str | None, shapes_key: st
             )
         return table_key, resolve_shapes(sdata, region)
     shapes_key = resolve_shapes(sdata, shapes_key)
-    found = resolve_table(sdata, None, shapes_key)
-    if found is not None:
-        single_region(sdata.tables[found])
-    return found or sanitize_name(f"{shapes_key}_table"), shapes_key
+    chosen = resolve_table(sdata, None, shapes_key)
+    if chosen is not None:
+        single_region(sdata.tables[chosen])
+    return chosen or sanitize_name(f"{shapes_key}_table"), shapes_key
 
 
 def empty_table(index: Any, shapes_key: str) -> AnnData:

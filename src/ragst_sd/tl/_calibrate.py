@@ -20,8 +20,7 @@ from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl import _fold_scores
-from ragst_sd.tl._fit import train_on
-from ragst_sd.tl._fit_tissue import fit_tissue
+from ragst_sd.tl._fit import fit_tissue, train_on
 from ragst_sd.tl._folds import BLOCKS, folds_of, inner_group_key, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
@@ -143,8 +142,8 @@ def calibrate(
     kind = METHODS[fit.method].options
     options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}
     # A fit of an earlier release may have options that are gone.
-    known = {one.name: options[one.name] for one in fields(kind) if one.name in options}
-    if any(one.name == "regression" for one in fields(kind)):
+    known = {option.name: options[option.name] for option in fields(kind) if option.name in options}
+    if any(option.name == "regression" for option in fields(kind)):
         # Nor did one always have a regression; its refits are to be like it.
         known["regression"] = REGRESSION in fit.parameters
     run = Run(kind(**known), int(fit.rng), train_on(device), amp)
