@@ -15,7 +15,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._annotation import embedded_centers, single_region, table_attrs
+from ragst_sd._annotation import embedded_centers, single_region
 from ragst_sd._elements import shared_coordinate_system
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
@@ -162,7 +162,8 @@ def read_query(
     table, header = sdata.tables[table_key], bank.header
     if donor_key is not None:
         require_key(donor_key, table.obs, "the query's obs", "`donor_key` may be left out for a new donor.")
-    region, ids = single_region(table), table.obs[table_attrs(table)["instance_key"]]
+    region = single_region(table)
+    ids = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
     for what, names in (("instance ids", ids), ("spot names", table.obs_names)):
         require_unique(names, f"{what} of table {table_key!r}", "Each spot needs one row and one name.")
     embedding, finite, origin = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
