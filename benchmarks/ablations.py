@@ -204,7 +204,7 @@ def whitened(power: float) -> AbstractContextManager:
         spread = ((embedding - mean) @ axes).std(axis=0)
         return mean, axes * (spread / spread.max()) ** -power
 
-    return patch("ragst_sd.tl._fit_tissue.fit_pca", fit)
+    return patch("ragst_sd.tl._fit.fit_pca", fit)
 
 
 def some_rows(reference, share: float) -> AbstractContextManager:
@@ -231,7 +231,7 @@ def ideas(sdata, reference, table) -> list[tuple[str, np.ndarray, float]]:
     """Other ways to use the same fit: prediction of the section, and effective number of rows."""
     opened = open_bank(reference)
     fit, header, bank = opened.fit, opened.header, np.asarray(opened.key)
-    query = read_query(sdata, header, table_key="table", use_rep=header.use_rep)
+    query = read_query(sdata, opened, table_key="table", use_rep=header.use_rep)
     phi = phi_of(fit.method, fit.parameters, query.standardized)
     samples = reference.obs[_keys.SAMPLE].astype(str).to_numpy()
     columns = reference.var_names.get_indexer(table.var_names)

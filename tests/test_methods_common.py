@@ -22,7 +22,7 @@ from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import CitingOptions, choice, resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 from ragst_sd.retrieval.responses import select_none
-from ragst_sd.tl._fit_tissue import fit_tissue
+from ragst_sd.tl._fit import fit_tissue
 
 from .screens import QUICK, small_response_bank
 

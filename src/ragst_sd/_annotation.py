@@ -28,8 +28,7 @@ def regions_of(table: AnnData) -> list[str]:
 
 def single_region(table: AnnData) -> str:
     """The one element that a table annotates."""
-    table_attrs(table)
-    regions = regions_of(table)
+    regions = [str(name) for name in np.atleast_1d(table_attrs(table)["region"])]
     if len(regions) != 1:
         raise ValueError(
             f"The table annotates {len(regions)} elements: {listing(regions)}. One section per table is needed: "

@@ -28,7 +28,7 @@ _SAME_PX = 1.0
 Where: TypeAlias = "Mapping[str, Any] | Sequence[bool] | np.ndarray | None"
 
 
-def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exclude: Sequence[str]) -> Eligibility:
+def eligible_rows(bank: Bank, query: Query, *, where: Where, exclude: Sequence[str]) -> Eligibility:
     """Rows that share none of the excluded columns with the query and that `where` allows.
 
     Where rows of the query's donor may be used, a spot that is a row of the reference itself does not cite that row, and
@@ -41,34 +41,38 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
     ValueError
         If a spot is left without any eligible row.
     """
-    n = query.table.n_obs
-    allowed = allowed_rows(bank.obs, where)
-    query_codes, bank_codes = np.zeros((n, 0), dtype=np.int64), np.zeros((len(bank), 0), dtype=np.int64)
+    same_image, learns_values = _same_image(bank, query), METHODS[bank.fit.method].learns == "values"
+    renamed = _renamed_donors(bank, query, same_image) if _keys.DONOR in exclude else np.zeros(len(bank), dtype=bool)
+    if learns_values:
+        _refuse_seen_rows(bank, query, renamed, where=where, exclude=exclude)
+    allowed = allowed_rows(bank.obs, where) & ~renamed
+    query_codes, bank_codes = (np.zeros((n, 0), dtype=np.int64) for n in (query.table.n_obs, len(bank)))
     for column in exclude:
         require_key(column, bank.obs, "reference.obs", "`exclude` names columns of the reference.")
         names, codes = np.unique(labels(bank.obs[column]), return_inverse=True)
         bank_codes = np.column_stack([bank_codes, codes])
-        query_codes = np.column_stack([query_codes, _query_codes(query, column, donor_key, names)])
+        query_codes = np.column_stack([query_codes, _query_codes(query, column, names)])
     if _keys.DONOR in exclude:
-        allowed &= ~donors_of_same_image(bank, query, donor_key)
         eligibility = Eligibility(query_codes, bank_codes, allowed)
     else:
-        measured_row = reference_rows(bank, query)
-        if METHODS[bank.fit.method].learns != "values":
+        measured_row = _reference_rows(bank, query, same_image)
+        if not learns_values:
             # A method that only cites has not seen a row that it may not use.
             seen = allowed[measured_row] & (query_codes != bank_codes[measured_row]).all(axis=1)
             measured_row = np.where(seen, measured_row, -1)
         known = measured_row >= 0
-        home = np.isin(bank.sections, bank.sections[measured_row[known]]) if known.any() else _same_image(bank, query)
+        home = np.isin(bank.sections, bank.sections[measured_row[known]]) if known.any() else same_image
         at_home = Eligibility(query_codes, bank_codes, allowed & home).count().min() > 0
         eligibility = Eligibility(query_codes, bank_codes, allowed, measured_row, home if at_home else None)
         logger.warning(
             "`exclude` is %s, without 'donor': rows of the query's own donor may be used%s. %d of %d spots are rows of "
             "the reference themselves; they do not cite themselves, but are not held out either.",
             tuple(exclude) or "empty",
-            "" if shares_donor(bank, query, donor_key) or home.any() else ", but the reference has none",
+            ""
+            if query.labels(_keys.DONOR) & set(labels(bank.obs[_keys.DONOR])) or home.any()
+            else ", but the reference has none",
             int(known.sum()),
-            n,
+            len(known),
         )
     if eligibility.count().min() == 0:
         if eligibility.itself is not None and eligibility.of_groups().count().min() > 0:
@@ -85,24 +89,22 @@ def eligible_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exc
     return eligibility
 
 
-def refuse_seen_rows(bank: Bank, query: Query, *, donor_key: str, where: Where, exclude: Sequence[str]) -> None:
+def _refuse_seen_rows(bank: Bank, query: Query, renamed: np.ndarray, *, where: Where, exclude: Sequence[str]) -> None:
     """Raise a `ValueError` if a method that learned from rows which it may not use is asked to predict."""
     method = bank.fit.method
-    if METHODS[method].learns != "values":
-        return
     if where is not None and not METHODS[method].cites:
         raise ValueError(
             f"Method {method!r} predicts from all rows that it was fitted on, so `where` cannot restrict it. Fit it on "
             "the rows you want: `part = reference[mask].copy()`, then `rg.tl.fit(part, ...)`."
         )
-    if _keys.DONOR in exclude and donors_of_same_image(bank, query, donor_key).any():
+    if renamed.any():
         raise ValueError(
             f"Method {method!r} was fitted on a section with the query's very image, under another donor's name. "
             "Correct the name, or fit without that donor."
         )
     for column in exclude:
         known = set(labels(bank.obs[column])) if column in bank.obs else set()
-        seen = sorted(known & query.labels(donor_key if column == _keys.DONOR else column))
+        seen = sorted(known & query.labels(column))
         if seen:
             raise ValueError(
                 f"Method {method!r} was fitted on {column} {listing(seen)}, which the query holds too. "
@@ -126,7 +128,7 @@ def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name:
     allowed = np.ones(len(obs), dtype=bool)
     for column, values in where.items():
         require_key(column, list(obs.columns), f"{name}.obs")
-        wanted = {label(value) for value in ([values] if np.ndim(values) == 0 else values)}
+        wanted = set(_labels_of(values))
         present = labels(obs[column], missing="")
         if not wanted & set(present):
             there = listing(sorted(set(present) - {""}))
@@ -135,12 +137,12 @@ def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name:
     return allowed
 
 
-def shares_donor(bank: Bank, query: Query, donor_key: str) -> bool:
-    """Whether the reference has rows of the query's donor."""
-    return bool(query.labels(donor_key) & set(labels(bank.obs[_keys.DONOR])))
+def _labels_of(values: Any) -> list[str]:
+    """One allowed value, or several, as labels."""
+    return [label(value) for value in ([values] if np.ndim(values) == 0 else values)]
 
 
-def reference_rows(bank: Bank, query: Query) -> np.ndarray:
+def _reference_rows(bank: Bank, query: Query, same_image: np.ndarray) -> np.ndarray:
     """(n,) row of the reference that each spot is itself, -1 for none.
 
     On the query's own image it lies where the spot lies, within a pixel. Where images or positions are not known, it has
@@ -154,12 +156,12 @@ def reference_rows(bank: Bank, query: Query) -> np.ndarray:
     names, header = pd.Index(query.table.obs_names.astype(str)), bank.header.sections
     out = np.full(len(names), -1, dtype=np.int64)
     spread = np.linalg.norm(np.asarray(query.header["section_std"], dtype=float))
-    on_image, mpps = _same_image(bank, query), dict(zip(header.sample, header.image_mpp, strict=True))
-    centers = query.centers() if on_image.any() else np.full((len(names), 2), np.nan)
+    mpps = dict(zip(header.sample, header.image_mpp, strict=True))
+    centers = query.centers() if same_image.any() else np.full((len(names), 2), np.nan)
     on_slide = np.flatnonzero(np.isfinite(centers).all(axis=1))
     for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
         at = bank.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)[rows] / float(mpps.get(sample, np.nan))
-        if on_image[rows].all() and len(on_slide) and np.isfinite(at).all():
+        if same_image[rows].all() and len(on_slide) and np.isfinite(at).all():
             distance, nearest = KDTree(centers[on_slide]).query(at)
             same = distance < _SAME_PX
             spot, rows = on_slide[nearest[same]], rows[same]
@@ -182,8 +184,8 @@ def reference_rows(bank: Bank, query: Query) -> np.ndarray:
     return out
 
 
-def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -> np.ndarray:
-    name = donor_key if column == _keys.DONOR else column
+def _query_codes(query: Query, column: str, names: np.ndarray) -> np.ndarray:
+    name = query.donor_key if column == _keys.DONOR else column
     if name not in query.table.obs:
         if column != _keys.DONOR:
             require_key(name, query.table.obs, f"sdata.tables[{query.table_key!r}].obs")
@@ -201,14 +203,14 @@ def _query_codes(query: Query, column: str, donor_key: str, names: np.ndarray) -
     return pd.Index(names).get_indexer(labels(values))
 
 
-def donors_of_same_image(bank: Bank, query: Query, donor_key: str) -> np.ndarray:
-    """Rows of donors of whom the reference holds the query's very image under another name."""
-    same, donors = _same_image(bank, query), labels(bank.obs[_keys.DONOR])
-    unexpected = sorted(set(donors[same]) - query.labels(donor_key))
+def _renamed_donors(bank: Bank, query: Query, same_image: np.ndarray) -> np.ndarray:
+    """(rows,) rows of donors of whom the reference holds the query's very image under another name."""
+    donors = labels(bank.obs[_keys.DONOR])
+    unexpected = sorted(set(donors[same_image]) - query.labels(_keys.DONOR))
     if unexpected:
         logger.warning(
             "The query's image is in the reference as %s: rows of donor %s are left out.",
-            listing(np.unique(labels(bank.obs[_keys.SAMPLE])[same])),
+            listing(np.unique(labels(bank.obs[_keys.SAMPLE])[same_image])),
             listing(unexpected),
         )
     return np.isin(donors, unexpected)
@@ -216,8 +218,8 @@ def donors_of_same_image(bank: Bank, query: Query, donor_key: str) -> np.ndarray
 
 def _same_image(bank: Bank, query: Query) -> np.ndarray:
     """(rows,) which rows of the reference are of a section with the query's very image."""
-    sections, own = bank.header.sections, str(query.header.get("image_hash", ""))
-    return np.isin(labels(bank.obs[_keys.SAMPLE]), sections.sample[(sections.image_hash == own) & (own != "")])
+    sections, image = bank.header.sections, str(query.header.get("image_hash", ""))
+    return np.isin(labels(bank.obs[_keys.SAMPLE]), sections.sample[(sections.image_hash == image) & (image != "")])
 
 
 def recorded_where(ids: np.ndarray, where: Where) -> dict[str, Any]:
@@ -225,8 +227,7 @@ def recorded_where(ids: np.ndarray, where: Where) -> dict[str, Any]:
     if where is None:
         return {"where": ""}
     if isinstance(where, Mapping):
-        values = {str(c): [label(v) for v in ([one] if np.ndim(one) == 0 else one)] for c, one in where.items()}
-        return {"where": json.dumps(values)}
+        return {"where": json.dumps({str(column): _labels_of(values) for column, values in where.items()})}
     mask = np.asarray(where, dtype=bool)
     return {"where": "mask", "where_mask": np.packbits(mask[np.argsort(ids, kind="stable")])}
 

@@ -36,8 +36,8 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
         vectors = [np.asarray(vector).ravel() for vector in embedding.values()]
         widths = {len(vector): gene for gene, vector in zip(genes, vectors, strict=True)}
         if len(widths) > 1:
-            found = ", ".join(f"{gene!r}: {width}" for width, gene in sorted(widths.items()))
-            raise ValueError(f"Vectors of `embedding` differ in length ({found}). Embed all genes in the same way.")
+            lengths = ", ".join(f"{gene!r}: {width}" for width, gene in sorted(widths.items()))
+            raise ValueError(f"Vectors of `embedding` differ in length ({lengths}). Embed all genes in the same way.")
         rows = np.asarray(vectors)
     else:
         raise TypeError(
@@ -91,7 +91,7 @@ def spelling(name: str, control: str, vectors: Mapping[str, Any]) -> str:
     parts = [letters.get(part.casefold()) for part in _BREAK.split(name)]
     if len(parts) > 1 and all(parts):
         return f" Combinations are written `A+B`: did you mean {SEPARATOR.join(map(str, parts))!r} for {name!r}?"
-    for end in reversed([found.start() for found in _BREAK.finditer(name)]):
+    for end in reversed([gap.start() for gap in _BREAK.finditer(name)]):
         gene = letters.get(name[:end].casefold())
         if gene is not None:
             return (

@@ -10,11 +10,12 @@ import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
+from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing, require_key, require_unique
 from ragst_sd.reference.current_names import CURRENT, current_names, names_by, species_of
 from ragst_sd.reference.genes import ENSEMBL, available_names, changed_capitals, common_naming, duplicates
-from ragst_sd.reference.normalize import OR_LOGS, as_csr, check_counts, check_log_normalized, refuse_masked
+from ragst_sd.reference.normalize import OR_LOGS, TARGET_SUM, as_csr, check_counts, check_log_normalized, refuse_masked
 from ragst_sd.reference.symbols import SPECIES, UNKNOWN
 
 logger = logging.getLogger(__name__)
@@ -211,3 +212,16 @@ def offered_names(table: AnnData) -> dict[str, list[str]]:
     """Names of the genes by naming: `symbol`, `ensembl` or both."""
     var = table.var[of_rna(table)]
     return available_names(list(var.index), {name: var[name].astype(str) for name in var})
+
+
+def normalization(
+    given: str, naming: str, *, unit: str = _keys.UNIT, target: float = TARGET_SUM, genes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What a header keeps of it: `genes` are those that size factors rest on, none if they are not known."""
+    return {
+        "unit": unit,
+        "target_sum": target,
+        "given": given,
+        "naming": naming,
+        "size_factor_genes": np.asarray(genes, dtype=str),
+    }

@@ -1,9 +1,10 @@
-"""The query of a prediction: its table, embedding and standardisation, checked, and what surrounds its spots."""
+"""Embeddings of tables, and the query of a prediction: read, checked, and what surrounds its spots."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,20 +15,110 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._annotation import embedded_centers, single_region, table_attrs
-from ragst_sd._embedding import read_embedding
+from ragst_sd._annotation import embedded_centers, single_region
+from ragst_sd._elements import shared_coordinate_system
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, only_one, require_key, require_unique
 from ragst_sd.reference.header import Header
-from ragst_sd.reference.schema import differing_fields, embed_alike, knows_tiles
+from ragst_sd.reference.schema import check_embedding_header, differing_fields, embed_alike, knows_tiles
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
-from ragst_sd.retrieval.projection import standardize
+from ragst_sd.retrieval.projection import fit_pca, standardize
 
 logger = logging.getLogger(__name__)
 
 _RESOLUTION_WARNING = 2.0
 _FEW_SPOTS = 20
+
+
+def read_embedding(
+    sdata: SpatialData, table: AnnData, use_rep: str, where: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """(n, d) float64 embedding of a table, (n,) which spots have one, and its header or what is known without.
+
+    Rows that are NaN throughout are spots without an embedding: of an embedding with a header as many as lay off the
+    image when it was made. Raises a `ValueError` if other rows are NaN or infinite, or the header is damaged.
+    """
+    header = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {}).get(use_rep)
+    values = dense(table.obsm[use_rep], f"{where}.obsm[{use_rep!r}]")
+    finite = np.isfinite(values).all(axis=1)
+    absent = np.isnan(values).all(axis=1)
+    n_broken, first = int((~finite & ~absent).sum()), ~finite & ~absent
+    todo = "A spot without features is NaN in every column; fill or drop the others."
+    if header is not None:
+        check_embedding_header(header, f"`obsm[{use_rep!r}]` of {where}")
+        n_broken, first = n_broken + max(0, int(absent.sum()) - int(header["n_outside"])), ~finite
+        todo = "By its header these spots have an embedding; make it again."
+    if n_broken:
+        raise ValueError(
+            f"{where}: `obsm[{use_rep!r}]` is NaN or infinite in {n_broken} rows (first: "
+            f"{table.obs_names[first][0]!r}). {todo}"
+        )
+    known = _of_unknown_origin(sdata, table, use_rep, values, finite) if header is None else dict(header)
+    return values, finite, known
+
+
+def dense(values: Any, where: str) -> np.ndarray:
+    """(n, d) float64 from an array, a sparse matrix or a data frame; masked values are NaN."""
+    values = values.toarray() if hasattr(values, "toarray") else values
+    try:
+        return np.ma.filled(np.ma.array(values, dtype=np.float64), np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{where} holds values that are no numbers ({error}). An embedding is a matrix of numbers."
+        ) from error
+
+
+def statistics(values: np.ndarray, finite: np.ndarray) -> dict[str, Any]:
+    """What a header tells of the values: mean and spread of each feature, spots with and without."""
+    known = values[finite].astype(np.float64)
+    return {
+        "section_mean": known.mean(axis=0),
+        "section_std": known.std(axis=0),
+        "n_spots": len(known),
+        "n_outside": int((~finite).sum()),
+    }
+
+
+def log_unknown_origin(header: Mapping[str, Any]) -> None:
+    """Say once what an embedding without a header can be used for."""
+    if header.get("origin") == _keys.UNKNOWN:
+        logger.warning(
+            "`obsm[%r]` has no header: an embedding of unknown origin, compared by name and width only. Pictures of "
+            "tiles and checks of encoder and resolution need the origin; `rg.pp.use_features` states it.",
+            header["encoder"],
+        )
+
+
+def _of_unknown_origin(
+    sdata: SpatialData, table: AnnData, use_rep: str, values: np.ndarray, finite: np.ndarray
+) -> dict[str, Any]:
+    """The header of an embedding that has none: its name, and the picture on which it can be drawn if only one can."""
+    image_key = frame = ""
+    if len(sdata.images) == 1:
+        # Several frames that table and image share, or none, are no frame to draw in.
+        with suppress(ValueError):
+            frame = shared_coordinate_system(sdata, single_region(table), next(iter(sdata.images)), None)
+            image_key = next(iter(sdata.images))
+    return {
+        "encoder": use_rep,
+        "weights_hash": _keys.UNKNOWN,
+        "mean": np.zeros(0),
+        "std": np.zeros(0),
+        "input_px": 0,
+        "tile_px": 0,
+        "mpp": np.nan,
+        "context": np.ones(1),
+        "precision": _keys.UNKNOWN,
+        "image_mpp": np.nan,
+        "upsampling": 1.0,
+        "image_key": image_key,
+        "image_hash": "",
+        "coordinate_system": frame,
+        "origin": _keys.UNKNOWN,
+        **(statistics(values, finite) if finite.any() else {}),
+    }
 
 
 @dataclass(frozen=True)
@@ -36,6 +127,10 @@ class Query:
 
     table_key: str
     table: AnnData
+    region: str
+    """The element that the table annotates."""
+    donor_key: str
+    """Column of the table with the donor; a new donor where there is none."""
     use_rep: str
     header: dict[str, Any]
     embedding: np.ndarray
@@ -44,29 +139,31 @@ class Query:
     """(n, d) embeddings as the reference compares them; zero where there is none."""
     finite: np.ndarray
     """(n,) which spots have an embedding."""
+    state: np.ndarray
+    """(n, s) what surrounds the spots, where the gate looks at it."""
     centers: Callable[[], np.ndarray]
     """(n, 2) centres on the embedded image in pixels, read where they are asked for; NaN where they are unknown."""
 
     def labels(self, column: str) -> set[str]:
-        """What a column holds, of donors for instance; nothing if the table lacks it."""
-        return set(labels(self.table.obs[column])) if column in self.table.obs else set()
+        """What a column of the reference holds in the query, donors for instance; nothing if the table lacks it."""
+        name = self.donor_key if column == _keys.DONOR else column
+        return set(labels(self.table.obs[name])) if name in self.table.obs else set()
 
 
-def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use_rep: str) -> Query:
+def read_query(
+    sdata: SpatialData, bank: Bank, *, table_key: str | None, use_rep: str, donor_key: str | None = None
+) -> Query:
     """Find the query's embedding and bring it to the reference's scale.
 
-    Raises
-    ------
-    KeyError
-        If the table or the embedding does not exist.
-    ValueError
-        If the embedding was made with another encoder or geometry, has another name or width, or is NaN where it
-        should not be.
+    A `KeyError` is raised if table, embedding or column does not exist, a `ValueError` if the embedding was made with
+    another encoder or geometry, has another name or width, or is NaN where it should not be.
     """
     table_key = _table_with(sdata, table_key, use_rep)
-    table = sdata.tables[table_key]
-    single_region(table)
-    ids = table.obs[table_attrs(table)["instance_key"]]
+    table, header = sdata.tables[table_key], bank.header
+    if donor_key is not None:
+        require_key(donor_key, table.obs, "the query's obs", "`donor_key` may be left out for a new donor.")
+    region = single_region(table)
+    ids = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
     for what, names in (("instance ids", ids), ("spot names", table.obs_names)):
         require_unique(names, f"{what} of table {table_key!r}", "Each spot needs one row and one name.")
     embedding, finite, origin = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
@@ -112,8 +209,20 @@ def read_query(sdata: SpatialData, header: Header, *, table_key: str | None, use
         _check_statistics(origin, table_key)
         standardized = standardize(embedding, np.asarray(origin["section_mean"]), np.asarray(origin["section_std"]))
         standardized[~finite] = 0.0
-    centers = partial(embedded_centers, sdata, table, table_key=table_key, header=origin)
-    return Query(table_key, table, use_rep, origin, embedding, standardized, finite, centers)
+    log_unknown_origin(origin)
+    return Query(
+        table_key=table_key,
+        table=table,
+        region=region,
+        donor_key=donor_key or (header.donor_key if header.donor_key in table.obs else _keys.DONOR),
+        use_rep=use_rep,
+        header=origin,
+        embedding=embedding,
+        standardized=standardized,
+        finite=finite,
+        state=state_of(bank.fit.parameters, table.obs, standardized),
+        centers=partial(embedded_centers, sdata, table, table_key=table_key, header=origin),
+    )
 
 
 def _check_statistics(origin: dict[str, Any], table_key: str) -> None:
@@ -195,8 +304,6 @@ def fit_state(obs: pd.DataFrame, standardized: np.ndarray, n_scales: int) -> dic
 
     A column with one value only tells no rows apart and is left out, as is the field of view where there is one only.
     """
-    from ragst_sd.retrieval.projection import fit_pca
-
     out: dict[str, Any] = {}
     if n_scales > 1:
         around = _outermost(standardized, n_scales)
@@ -228,8 +335,8 @@ def state_of(parameters: Mapping[str, Any], obs: pd.DataFrame, standardized: np.
                 column,
                 listing(names),
             )
-        own = labels(obs[column]) if column in obs else np.full(len(standardized), "")
-        parts.append((np.asarray(own)[:, None] == names[None, :]).astype(float))
+        given = labels(obs[column]) if column in obs else np.full(len(standardized), "")
+        parts.append((np.asarray(given)[:, None] == names[None, :]).astype(float))
     return np.concatenate(parts, axis=1)
 
 

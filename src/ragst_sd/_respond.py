@@ -13,9 +13,10 @@ from tqdm.auto import tqdm
 
 from ragst_sd import _keys
 from ragst_sd._bank import context_codes, open_bank, with_cells
-from ragst_sd._eligibility import allowed_rows, check_fewer, recorded_where
+from ragst_sd._eligibility import Where, allowed_rows, check_fewer, recorded_where, where_of
 from ragst_sd._gene_embedding import embed, lookup
 from ragst_sd._labels import as_names, labels
+from ragst_sd._reference import perturbation_header
 from ragst_sd._validate import listing, require_known, require_some
 from ragst_sd.reference.responses import canonical, components
 from ragst_sd.reference.schema import TASK
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 BAR_AFTER = 1.0
 # Numbers held at once: queries x candidates x genes.
 _AT_ONCE = 3e7
-_VALUES = ("evidence", "adjustment")
+# What single precision leaves of a sum over rows.
+_SAME = 1e-3
 UNSEEN, UNSEEN_HERE, MEASURED_HERE = "unseen perturbation", "unseen here", "measured here"
 IN_COMBINATION = "measured in a combination"
 
@@ -44,7 +46,7 @@ class Task:
     n_neighbors: int | None
     """Rows to cite at most; what was fitted if `None`."""
     exclude: list[str]
-    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None
+    where: Where
 
     @property
     def control(self) -> str:
@@ -63,12 +65,10 @@ class Task:
 
     def embed(self, perturbations: Sequence[str]) -> np.ndarray:
         """(n, d) embeddings of perturbations; a `KeyError` if a gene has none, or, without embeddings, no row."""
-        known = self.bank.key.shape[1] > 0
-        if not known:
+        if not self.bank.key.shape[1]:
             measured = sorted(set(self.bank.obs[_keys.PERTURBATION].astype(str)))
-            require_known(
-                perturbations, measured, "perturbations", ": the reference has no embedding and no row of", KeyError
-            )
+            lacking = ": the reference has no embedding and no row of"
+            require_known(perturbations, measured, "perturbations", lacking, KeyError)
             return np.zeros((len(perturbations), 0))
         return embed(perturbations, self.control, lookup(self.bank.header.embedding))
 
@@ -83,12 +83,7 @@ class Task:
         }
 
 
-def open_task(
-    reference: AnnData,
-    exclude: str | Sequence[str],
-    n_neighbors: int | None,
-    where: Mapping[str, Any] | Sequence[bool] | np.ndarray | None,
-) -> Task:
+def open_task(reference: AnnData, exclude: str | Sequence[str], n_neighbors: int | None, where: Where) -> Task:
     """Open a fitted reference of responses, and check what may be used of it."""
     bank, excluded = open_bank(reference, task=TASK), as_names(exclude)
     require_known(excluded, (_keys.PERTURBATION, _keys.CONTEXT), "exclude", " names")
@@ -186,7 +181,9 @@ class Prepared:
         """
         selections, answers = zip(*parts, strict=True)
         rows, weights, distances = _stacked(selections)
-        evidence, adjustment = (np.concatenate([getattr(part, name) for part in answers]) for name in _VALUES)
+        evidence, adjustment = (
+            np.concatenate([getattr(part, name) for part in answers]) for name in ("evidence", "adjustment")
+        )
         if share is None:
             share = evidence_share(evidence, adjustment, self.bank.values.mean(axis=0))
         values = {
@@ -218,16 +215,9 @@ def _tasks(bank: Bank, query: Query) -> np.ndarray:
 
 
 def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = None) -> Prepared:
-    """Make the fitted method ready for pairs of perturbation and context.
+    """Make the fitted method ready for pairs of perturbation and context, each of which has rows to answer from.
 
     `state` is the (q, g) mean expression of the cells asked about; left out, that of their context in the reference.
-
-    Raises
-    ------
-    KeyError
-        If a gene has no embedding.
-    ValueError
-        If a pair has no row to answer from, or fewer than are to be cited.
     """
     method, fit = task.method, task.bank.fit
     # Rows in the order of their names, so that sums do not depend on the order in the reference.
@@ -262,10 +252,7 @@ def at_once(task: Task) -> int:
 
 
 def _stacked(selections: Sequence[Selection]) -> list[np.ndarray]:
-    """Rows, weights and distances.
-
-    A method may cite as many rows as the query with most of them has, so that they differ in width.
-    """
+    """Rows, weights and distances, in the width of the query that cites most rows."""
     width = max(part.rows.shape[1] for part in selections)
     out = []
     for name, missing in (("rows", -1), ("weights", 0.0), ("distances", np.nan)):
@@ -302,16 +289,16 @@ def _learned_from(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
 
 def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method: Method, task: Task) -> None:
     """Raise a `ValueError` if a query has no row to answer from, or fewer than are to be cited."""
-    eligible, n_neighbors = query.eligible.sum(axis=1), task.n_neighbors
+    eligible = query.eligible.sum(axis=1)
     if not eligible.all():
         bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
         raise ValueError(
             f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left "
             "out, and `where` may reject rows. Relax it, or add perturbations to the reference."
         )
-    if n_neighbors is not None and method.cites and n_neighbors > eligible.min():
+    if task.n_neighbors is not None and method.cites and task.n_neighbors > eligible.min():
         raise ValueError(
-            f"`n_neighbors` is {n_neighbors}, but only {eligible.min()} rows may be used. "
+            f"`n_neighbors` is {task.n_neighbors}, but only {eligible.min()} rows may be used. "
             f"Ask for {eligible.min()} at most."
         )
     if method.lacks is not None:
@@ -322,3 +309,42 @@ def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
                 f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, or "
                 "fit another method."
             )
+
+
+def response_from_half(
+    reference: AnnData,
+    header: Mapping[str, Any],
+    perturbation: str,
+    context: str,
+    response: np.ndarray,
+    genes: list[str],
+    state: np.ndarray | None,
+) -> np.ndarray | None:
+    """(g,) response to a perturbation in a context, predicted if all measured responses are against half 1 of the controls.
+
+    What was measured against half 2 shares no controls with it. `None`, if the prediction cannot be made again: the
+    reference was fitted anew, each spot has its own response, or a network has learned from all controls. `header` and
+    `response` are those of the prediction; `state` is the (g,) mean expression of the cells, that of the context if left out.
+    """
+    if _keys.FIT not in perturbation_header(reference):
+        return None
+    bank = open_bank(reference, task=TASK)
+    method, n_neighbors = RESPONSE_METHODS[bank.fit.method], int(header["n_neighbors"])
+    if bank.fit.fit_hash != str(header["fit_hash"]) or method.learns == "values":
+        return None
+    at, whole = bank.genes.get_indexer(genes), None
+    if state is not None:
+        whole = np.full((1, len(bank.genes)), np.nan)
+        whole[0, at] = state
+    everybody = method.cites_candidates and n_neighbors == bank.fit.n_neighbors
+    exclude = [str(name) for name in np.atleast_1d(header["exclude"])]
+    task = Task(bank, None if everybody else n_neighbors, exclude, where_of(bank.ids, header))
+    ready = prepare(task, [(perturbation, context)], whole)
+
+    def answer(values: np.ndarray) -> np.ndarray:
+        _, again = replace(ready, bank=replace(ready.bank, values=values)).answer(ready.query)
+        return np.asarray((again.evidence + again.adjustment)[0, at])
+
+    if np.abs(answer(ready.bank.values) - response).max() > _SAME * np.abs(response).max() + 1e-6:
+        return None
+    return answer(ready.bank.screen.halves[0])

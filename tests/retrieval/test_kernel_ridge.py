@@ -10,7 +10,7 @@ from ragst_sd.retrieval.bank import Run
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import resolve_options
-from ragst_sd.tl._fit_tissue import fit_tissue
+from ragst_sd.tl._fit import fit_tissue
 
 from ..test_methods_common import several_donors
 

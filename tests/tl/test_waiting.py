@@ -7,7 +7,7 @@ import logging
 import pytest
 
 import ragst_sd as rg
-from ragst_sd.tl import _fit_tissue, _waiting
+from ragst_sd.tl import _fit, _waiting
 from ragst_sd.tl._waiting import expected_seconds, in_parts, in_words, say_if_long
 
 
@@ -75,8 +75,8 @@ def test_what_the_methods_of_a_fold_share_is_computed_once(three, monkeypatch):
     calls = []
 
     def counted(name):
-        function = getattr(_fit_tissue, name)
-        monkeypatch.setattr(_fit_tissue, name, lambda *given: calls.append(name) or function(*given))
+        function = getattr(_fit, name)
+        monkeypatch.setattr(_fit, name, lambda *given: calls.append(name) or function(*given))
 
     counted("fit_pca")
     counted("calibrate_raw")

@@ -18,7 +18,7 @@ from ragst_sd._cell_types import measured_columns
 from ragst_sd._eligibility import eligible_rows, where_of
 from ragst_sd._labels import as_names, labels
 from ragst_sd._metrics import finite_mean, pearson, score
-from ragst_sd._query import read_query, state_of
+from ragst_sd._query import read_query
 from ragst_sd._reference import reference_header
 from ragst_sd._results import Prediction, predicted, require_matching
 from ragst_sd._settings import settings
@@ -243,7 +243,7 @@ class Rerun:
             )
         self._bank = _bank_of(prediction, reference)
         made_of = {name: str(header[name]) for name in ("table_key", "use_rep")}
-        query = read_query(prediction.data, self._bank.header, **made_of)
+        query = replace(read_query(prediction.data, self._bank, **made_of), donor_key=str(header["donor_key"]))
         at = query.table.obs_names.get_indexer(names)
         if (at < 0).any():
             raise ValueError(
@@ -257,12 +257,11 @@ class Rerun:
         eligibility = eligible_rows(
             self._bank,
             query,
-            donor_key=str(header["donor_key"]),
             where=where_of(self._bank.ids, header),
             exclude=[str(column) for column in np.atleast_1d(header["exclude"])],
         )
         self._eligibility = eligibility.of_queries(at)
-        self._embedding, self._obs = query.standardized[at], query.table.obs.iloc[at]
+        self._embedding, self._state = query.standardized[at], query.state[at]
         self._genes = measured_columns(self._bank.genes, table.var_names[genes], self._bank.header.cell_types)
         self._n_neighbors, self._backend = int(header["n_neighbors"]), str(header["backend"])
         self._selection, self.prediction = self._predict(np.ones(len(at), dtype=bool), eligibility.allowed)
@@ -303,11 +302,10 @@ class Rerun:
         return out
 
     def _predict(self, spots: np.ndarray, allowed: np.ndarray) -> tuple[Selection, np.ndarray]:
-        embedding = self._embedding[spots]
         selected = select(
             self._bank,
-            embedding,
-            state=state_of(self._bank.fit.parameters, self._obs[spots], embedding),
+            self._embedding[spots],
+            state=self._state[spots],
             eligibility=replace(self._eligibility.of_queries(spots), allowed=allowed),
             n_neighbors=self._n_neighbors,
             backend=self._backend,

@@ -12,9 +12,9 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._half_response import response_from_half
 from ragst_sd._labels import labels
 from ragst_sd._reference import perturbation_header
+from ragst_sd._respond import response_from_half
 from ragst_sd._results import Prediction, predicted, remembered, require_matching
 from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.responses import canonical, recognised

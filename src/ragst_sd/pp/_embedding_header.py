@@ -16,8 +16,8 @@ from spatialdata import SpatialData, sanitize_name
 from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, rows_in_order
 from ragst_sd._elements import centers_in_pixels
-from ragst_sd._embedding import statistics
 from ragst_sd._patches import frame_of
+from ragst_sd._query import statistics
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
 from ragst_sd.image.embedding import Pyramid

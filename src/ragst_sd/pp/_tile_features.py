@@ -13,8 +13,8 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd._annotation import is_predicted, regions_of, single_region
-from ragst_sd._embedding import dense
 from ragst_sd._outlines import extent_of
+from ragst_sd._query import dense
 from ragst_sd._validate import hint, listing, only_one, require_type, require_unique
 from ragst_sd.io._readable import existing, readable
 

@@ -40,6 +40,11 @@ class Eligibility:
             out &= self.itself[queries, None] != np.arange(len(self.allowed))[rows]
         return out
 
+    @property
+    def split(self) -> str:
+        """What has to be held out to see how accurate such a prediction is: donors, or blocks of its own section."""
+        return "donor" if self.level is None else "block"
+
     def of_groups(self) -> Eligibility:
         """The same without the rule that a query does not use its own row."""
         return replace(self, itself=None)

@@ -149,7 +149,11 @@ def add_cell_types(
         about |= {"method": "given", "names": np.asarray(names, dtype=str)}
         fit = np.full(reference.n_obs, np.nan)
     else:
-        used = _chosen(shared, genes, needed)
+        used = (
+            shared if genes is None else names_among(genes, shared, "genes", ": reference and cells do not both have")
+        )
+        if len(used) < needed:
+            raise ValueError(f"`genes` names {len(used)} genes; at least {needed} are needed.")
         about |= {"method": "nnls", "genes_used": np.asarray(used, dtype=str)}
         shares, fit, effects = _deconvolve(reference, header, about, platform=platform_effects)
         about["platform_effects"] = effects
@@ -168,8 +172,8 @@ def add_cell_types(
 
 def _source(adata_sc: AnnData | None, given: Mapping[str, str] | None) -> dict[str, str]:
     require_known(given or {}, SOURCE, "source", " has unknown fields")
-    kept = {} if adata_sc is None else adata_sc.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
-    return {name: str((given or {}).get(name) or kept.get(name) or _keys.UNKNOWN) for name in SOURCE}
+    stated = {} if adata_sc is None else adata_sc.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
+    return {name: str((given or {}).get(name) or stated.get(name) or _keys.UNKNOWN) for name in SOURCE}
 
 
 def _signatures(reference: AnnData, header: dict[str, Any], cells: SingleCells) -> dict[str, Any]:
@@ -195,15 +199,6 @@ def _signatures(reference: AnnData, header: dict[str, Any], cells: SingleCells) 
         "signatures": profiles.astype(np.float32),
         "n_cells": np.bincount(cells.types, minlength=len(cells.names)),
     }
-
-
-def _chosen(shared: list[str], genes: Sequence[str] | None, needed: int) -> list[str]:
-    if genes is None:
-        return shared
-    wanted = names_among(genes, shared, "genes", ": reference and cells do not both have")
-    if len(wanted) < needed:
-        raise ValueError(f"`genes` names {len(wanted)} genes; at least {needed} are needed.")
-    return wanted
 
 
 def _deconvolve(

@@ -13,16 +13,16 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
-from ragst_sd._embedding import log_unknown_origin
-from ragst_sd._gene_names import common_names
+from ragst_sd._gene_names import common_names, normalization
 from ragst_sd._labels import as_names
+from ragst_sd._query import log_unknown_origin
 from ragst_sd._reference import new_reference
 from ragst_sd._several import named_sections
 from ragst_sd._validate import listing, names_among, require_choice, require_known
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import sum_duplicates, take_genes
-from ragst_sd.reference.normalize import TARGET_SUM, UNITS, log_normalize, size_factors
+from ragst_sd.reference.normalize import UNITS, log_normalize, size_factors
 from ragst_sd.reference.panels import PANEL, assign_panels, measured_mask, shared_genes
 from ragst_sd.reference.schema import COMPARABLE, differing_fields, embed_alike, knows_tiles
 from ragst_sd.reference.symbols import SPECIES
@@ -222,13 +222,7 @@ def build_reference(
         "encoder": {name: sections[0].header[name] for name in (*COMPARABLE, "precision")},
         "sections": _sections.section_statistics(sections),
         "sources": _sections.source_table(sections),
-        "normalization": {
-            "unit": _keys.UNIT,
-            "target_sum": TARGET_SUM,
-            "given": unit,
-            "naming": naming,
-            "size_factor_genes": np.asarray(shared, dtype=str),
-        },
+        "normalization": normalization(unit, naming, genes=shared),
         "panels": np.asarray(list(panels), dtype=str),
     }
     reference = new_reference(
@@ -320,12 +314,10 @@ def stack_matrices(parts: list[sp.csr_matrix]) -> sp.csr_matrix:
     """Stack canonical CSR matrices with the same columns; `parts` is emptied on the way."""
     width = parts[0].shape[1]
     lengths = [np.diff(part.indptr) for part in parts]
-    pieces = [(part.data, part.indices) for part in parts]
+    values, columns = [part.data for part in parts], [part.indices for part in parts]
     parts.clear()
-    total = int(sum(int(own.sum()) for own in lengths))
+    total = int(sum(int(length.sum()) for length in lengths))
     kind = np.int32 if max(total, width) < np.iinfo(np.int32).max else np.int64
-    values, columns = [one[0] for one in pieces], [one[1] for one in pieces]
-    pieces.clear()
     data = stack_rows(_given_away(values))
     indices = stack_rows(_given_away(columns)).astype(kind, copy=False)
     indptr = np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(kind)

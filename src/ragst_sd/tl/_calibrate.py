@@ -21,8 +21,7 @@ from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl import _fold_scores
-from ragst_sd.tl._fit import train_on
-from ragst_sd.tl._fit_tissue import fit_tissue
+from ragst_sd.tl._fit import fit_tissue, train_on
 from ragst_sd.tl._folds import BLOCKS, folds_of, inner_group_key, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long

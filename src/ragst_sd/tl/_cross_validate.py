@@ -32,8 +32,7 @@ from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.tl._downstream_metrics import gene_sets_of
-from ragst_sd.tl._fit import train_on
-from ragst_sd.tl._fit_tissue import fit_tissue
+from ragst_sd.tl._fit import fit_tissue, train_on
 from ragst_sd.tl._fold_scores import (
     FEWEST_SPOTS,
     about_the_data,
@@ -210,7 +209,10 @@ def cross_validate(
     ['donor1', 'donor2', 'donor3']
     """
     bank = open_bank(reference, fitted=False, whole=False)
-    methods, options = _check_methods(methods, options)
+    methods = as_names(methods)
+    require_some(methods, "methods", f"Name some of {listing(METHODS)}.")
+    require_known(options or {}, methods, "options", " names, beside `methods`,")
+    options = {name: resolve_options(METHODS, name, (options or {}).get(name)) for name in methods}
     require_positive(n_genes, "n_genes", whole=True)
     for number in cited:
         require_positive(number, "cited", whole=True)
@@ -250,16 +252,14 @@ def cross_validate(
             sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
             frames = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             inner = None if by_donor else inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
-            shared: dict[str, Any] = {}
+            # What fits of the same rows have in common is made once.
+            of_fold: dict[str, Any] = {"raw": raw[fold.training], "group_key": inner, "shared": {}, **sizes}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
                 for method in methods:
                     begin(f"{fold.kind} held out {i + 1} of {len(rounds)} ({fold.name}), {method}")
                     run = Run(options[method], seed, train_on(device), amp)
-                    own = raw[fold.training]
-                    fitted = fit_tissue(
-                        part, method, run, raw=own, group_key=inner, metric="euclidean", shared=shared, **sizes
-                    )
+                    fitted = fit_tissue(part, method, run, metric="euclidean", **of_fold)
                     for section in sections:
                         frame = score_section(
                             bank, fitted, section, values, numbers, label_key, seed, metrics=asked, gene_sets=gene_sets
@@ -271,15 +271,6 @@ def cross_validate(
     if inplace and n_donors is None:
         _write(reference, scores, methods, split)
     return scores
-
-
-def _check_methods(
-    methods: Sequence[str], options: Mapping[str, Mapping[str, Any]] | None
-) -> tuple[list[str], dict[str, Any]]:
-    names, given = as_names(methods), dict(options or {})
-    require_some(names, "methods", f"Name some of {listing(METHODS)}.")
-    require_known(given, names, "options", " names, beside `methods`,")
-    return names, {name: resolve_options(METHODS, name, given.get(name)) for name in names}
 
 
 def _check_sizes(bank: Bank, folds: list[Fold], asked: Mapping[str, int | None]) -> None:

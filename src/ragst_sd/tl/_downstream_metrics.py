@@ -72,8 +72,8 @@ def _differences(values: np.ndarray, labels: np.ndarray, regions: np.ndarray) ->
     # Fold changes, which have no logarithm where a predicted mean is below zero, are not used.
     with np.errstate(invalid="ignore", divide="ignore"):
         sc.tl.rank_genes_groups(data, "region", groups=list(regions), method="t-test")
-    found = data.uns["rank_genes_groups"]
-    columns = [pd.Series(found["scores"][region], index=found["names"][region])[names] for region in regions]
+    ranked = data.uns["rank_genes_groups"]
+    columns = [pd.Series(ranked["scores"][region], index=ranked["names"][region])[names] for region in regions]
     return np.nan_to_num(np.stack(columns, axis=1).astype(np.float64), posinf=0.0, neginf=0.0)
 
 
@@ -117,8 +117,8 @@ def gene_sets_of(
             f"`metrics`: {GENE_SETS!r} needs gene sets. Give a GMT file or a mapping from set to genes with `gmt=`."
         )
     sets = read_gene_sets(gmt, "gmt")
-    if not any(len(own.intersection(genes)) >= _FEWEST_IN_SET for own in sets.values()):
-        some = [gene for own in sets.values() for gene in sorted(own)]
+    if not any(len(members.intersection(genes)) >= _FEWEST_IN_SET for members in sets.values()):
+        some = [gene for members in sets.values() for gene in sorted(members)]
         raise ValueError(
             f"`gmt`: no set has {_FEWEST_IN_SET} of the genes that are compared ({listing(list(genes))}); genes of the "
             f"sets: {listing(some)}. Use sets with names of the same kind, or compare more genes."

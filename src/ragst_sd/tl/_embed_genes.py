@@ -109,13 +109,13 @@ def embed_genes(
     require_positive(min_terms, "min_terms", whole=True)
     several = _several(data)
     if several is None:
-        return _one(data, int(n_components), int(min_terms))
+        return _embedded(data, int(n_components), int(min_terms))
     require_some(several, "data", "Give at least one embedding.")
-    for one in several.values():
+    for part in several.values():
         # A string here is more likely a gene of a forgotten set than a file.
         todo = "Several have files as `pathlib.Path`, and edges as a data frame."
-        require_type(one, (os.PathLike, Mapping, pd.DataFrame), "data", todo)
-    parts = {name: _one(one, int(n_components), int(min_terms)) for name, one in several.items()}
+        require_type(part, (os.PathLike, Mapping, pd.DataFrame), "data", todo)
+    parts = {name: _embedded(part, int(n_components), int(min_terms)) for name, part in several.items()}
     return _side_by_side(parts)
 
 
@@ -126,10 +126,10 @@ def _several(data: Any) -> dict[str, Any] | None:
         return {str(n): x for n, x in data.items()} if any(isinstance(x, kinds) for x in data.values()) else None
     if isinstance(data, str | os.PathLike | pd.DataFrame):
         return None
-    return {str(i + 1): one for i, one in enumerate(data)}
+    return {str(i + 1): part for i, part in enumerate(data)}
 
 
-def _one(data: Any, n_components: int, min_terms: int) -> pd.DataFrame:
+def _embedded(data: Any, n_components: int, min_terms: int) -> pd.DataFrame:
     """Embedding by gene sets, by a network, or vectors as they are."""
     if not isinstance(data, pd.DataFrame):
         return _of_sets(data, n_components, min_terms)
@@ -155,28 +155,31 @@ def _of_network(data: pd.DataFrame, n_components: int) -> pd.DataFrame:
         raise ValueError(
             f"`n_components` is {n_components}; a network of {len(genes)} genes allows {len(genes) - 1} at most."
         )
-    found = spectral_embedding(weights, n_components)
-    if not found.shape[1]:
+    components = spectral_embedding(weights, n_components)
+    if not components.shape[1]:
         raise ValueError(
             f"The network in `data` ({len(genes)} genes, {weights.nnz // 2} edges) has no groups of genes: how many edges "
             "each gene has says all there is to say. Give more edges, or gene sets."
         )
     logger.info(
-        "Embedded a network of %d genes and %d edges in %d components.", len(genes), weights.nnz // 2, found.shape[1]
+        "Embedded a network of %d genes and %d edges in %d components.",
+        len(genes),
+        weights.nnz // 2,
+        components.shape[1],
     )
-    return _frame(found, genes, "network, spectral")
+    return _frame(components, genes, "network, spectral")
 
 
-def _frame(found: np.ndarray, genes: Sequence[str] | np.ndarray, name: str) -> pd.DataFrame:
+def _frame(components: np.ndarray, genes: Sequence[str] | np.ndarray, name: str) -> pd.DataFrame:
     """Rows of unit length, without genes that the components do not hold."""
-    length = np.linalg.norm(found, axis=1)
-    kept = length > _MIN_LENGTH
+    length = np.linalg.norm(components, axis=1)
+    held = length > _MIN_LENGTH
     frame = pd.DataFrame(
-        found[kept] / length[kept, None],
-        index=pd.Index(np.asarray(genes, dtype=object)[kept], name="gene"),
-        columns=[f"svd{i + 1}" for i in range(found.shape[1])],
+        components[held] / length[held, None],
+        index=pd.Index(np.asarray(genes, dtype=object)[held], name="gene"),
+        columns=[f"svd{i + 1}" for i in range(components.shape[1])],
     )
-    frame.attrs["name"] = f"{name} {found.shape[1]}"
+    frame.attrs["name"] = f"{name} {components.shape[1]}"
     return frame
 
 
@@ -239,10 +242,8 @@ def read_gene_sets(sets: str | os.PathLike[str] | Mapping[str, Any], argument: s
     require_type(
         sets, (str, os.PathLike, Mapping), argument, "Give a file of gene sets, or a mapping from set to genes."
     )
-    return _from_mapping(sets, argument) if isinstance(sets, Mapping) else _read(Path(sets), argument)
-
-
-def _from_mapping(sets: Mapping[str, Sequence[str]], argument: str) -> dict[str, set[str]]:
+    if not isinstance(sets, Mapping):
+        return _read(Path(sets), argument)
     text = [name for name, genes in sets.items() if isinstance(genes, str)]
     if text:
         raise ValueError(f"`{argument}`: set {text[0]!r} is a string; give a list of genes.")
@@ -278,17 +279,17 @@ def _weighted(sets: Mapping[str, set[str]], min_terms: int) -> tuple[list[str], 
     belongs = sp.csr_matrix(binarizer.fit_transform(members).T, dtype=np.float64)
     everyone = binarizer.classes_
     enough = np.asarray(belongs.sum(axis=1)).ravel() >= min_terms
-    kept = belongs[enough]
-    size = np.asarray(kept.sum(axis=0)).ravel()
+    frequent = belongs[enough]
+    size = np.asarray(frequent.sum(axis=0)).ravel()
     # A set of one gene says nothing about two; a set of all genes has no weight either.
-    useful = (size > 1) & (size < kept.shape[0])
-    kept, size = kept[:, useful], size[useful]
-    placed = np.asarray(kept.sum(axis=1)).ravel() > 0
-    genes = list(everyone[enough][placed])
+    useful = (size > 1) & (size < frequent.shape[0])
+    frequent, size = frequent[:, useful], size[useful]
+    shared = np.asarray(frequent.sum(axis=1)).ravel() > 0
+    genes = list(everyone[enough][shared])
     if not genes:
         raise ValueError(
             f"`data`: of {len(everyone)} genes in {len(members)} sets none is in {min_terms} sets that it shares "
             "with others."
         )
-    weighted = kept[placed] @ sp.diags(np.log(len(genes) / size))
+    weighted = frequent[shared] @ sp.diags(np.log(len(genes) / size))
     return genes, len(everyone) - len(genes), normalize(sp.csr_matrix(weighted))

@@ -238,8 +238,7 @@ def evaluate(
             gene_sets=gene_sets,
             rng=seed,
         )
-        if of_section is not None:
-            parts.append(of_section.assign(sample=sample))
+        parts += [lines.assign(sample=sample) for lines in of_section]
     return pd.concat(parts, ignore_index=True)
 
 

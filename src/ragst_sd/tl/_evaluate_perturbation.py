@@ -14,17 +14,9 @@ from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, remembered
 from ragst_sd._validate import as_seed, listing, require_known, require_positive, require_some
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
-from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, predicted_lines
-from ragst_sd.tl._perturbation_metrics import (
-    CHOICES,
-    DEFAULT_METRICS,
-    Predicted,
-    ceiling,
-    cell_scores,
-    mean_scores,
-    replicate_scores,
-)
-from ragst_sd.tl._response_metrics import MeasuredTable, measured_table, require_metrics, response_scores
+from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, measured_table, predicted_lines
+from ragst_sd.tl._perturbation_metrics import CHOICES, DEFAULT_METRICS, Predicted, ceiling, replicate_scores, scores_of
+from ragst_sd.tl._response_metrics import require_metrics, response_scores
 from ragst_sd.tl._response_table import response_adata
 
 CEILING = "ceiling"
@@ -169,29 +161,26 @@ def evaluate_perturbation(
         named = [name for name in columns if name in first.var_names]
         adata, layer = response_adata(adata, perturbation_key, context_key, None, layer=layer, unit=given, genes=named)
         genes = genes_of_both(first, adata, header)
-        truth: Measured | MeasuredTable = measured_table(adata, header, genes, **keys, layer=layer)
-        means = _means_at(header, genes)
+        truth = measured_table(adata, header, genes, **keys, layer=layer)
+        means, most = _means_at(header, genes), {}
     else:
         chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
         require_known(chosen, CHOICES, "metrics")
         genes = genes_of_both(first, adata, header)
         how: dict[str, Any] = {"batch_key": batch_key, "layer": layer, "unit": unit, "min_cells": int(min_cells)}
         truth = measured_responses(adata, list(tables.values()), genes, **keys, **how, rng=np.random.default_rng(seed))
-    most: dict[str, np.ndarray] = {}
-    if isinstance(truth, Measured):
         sizes = (int(n_components), int(max_cells), seed)
         most = replicate_scores(truth, genes, chosen, str(header["control"]), *sizes)
     parts = []
     for method, whole in tables.items():
-        table, generator = whole[:, genes], np.random.default_rng(seed)
+        table = whole[:, genes]
         pairs = predicted_lines(table, truth)
         _require_unseen(whole.uns[_keys.RETRIEVAL], [truth.names[line] for line, _ in pairs])
-        if isinstance(truth, MeasuredTable):
+        if given in RESPONSE_UNITS:
             scores = response_scores(table, truth, pairs, chosen, str(header["control"]), means)
         else:
             ours = Predicted.of_table(table, pairs)
-            scores = mean_scores(ours, truth, chosen, str(header["control"]), generator)
-            scores |= cell_scores(ours, truth, chosen, int(n_components), int(max_cells), generator)
+            scores = scores_of(ours, truth, chosen, str(header["control"]), *sizes)
         scores = {name: scores[name] for name in chosen}
         scores[CEILING] = ceiling(truth.held_out_reliability[[line for line, _ in pairs]])
         tasks = np.asarray(table.obs[_keys.TASK])[[rows[0] for _, rows in pairs]] if _keys.TASK in table.obs else ""
@@ -242,7 +231,7 @@ def _tables(data: AnnData | Mapping[str, AnnData]) -> tuple[dict[str, AnnData], 
 
 
 def _frame(
-    truth: Measured | MeasuredTable,
+    truth: Measured,
     lines: list[int],
     scores: dict[str, np.ndarray],
     min_reliability: float,

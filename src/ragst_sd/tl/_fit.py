@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._reference import fit_hash, is_perturbation
+from ragst_sd._bank import open_bank, standardized, with_cells
+from ragst_sd._query import fit_state, state_of
+from ragst_sd._reference import fit_hash, is_perturbation, perturbation_fit_hash
 from ragst_sd._settings import resolve_device, settings
-from ragst_sd._validate import as_seed, require_choice
-from ragst_sd.tl._fit_perturbation import fit_perturbation
-from ragst_sd.tl._fit_record import write_fit
+from ragst_sd._validate import as_seed, listing, require_choice, require_key, require_positive
+from ragst_sd.reference.header import Fit
+from ragst_sd.reference.schema import TASK
+from ragst_sd.retrieval.appearance import calibrate_raw
+from ragst_sd.retrieval.bank import Bank, Run
+from ragst_sd.retrieval.grounding import calibrate_grounding
+from ragst_sd.retrieval.methods import METHODS, fit_method
+from ragst_sd.retrieval.options import resolve_options
+from ragst_sd.retrieval.projection import fit_pca
+from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
+from ragst_sd.retrieval.training import gene_variance
+from ragst_sd.tl._folds import fitting_folds, group_codes
+from ragst_sd.tl._waiting import expected_seconds, in_words, say_if_long
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("euclidean", "cosine")
+# The first is taken if none is asked for.
+METRICS, METRICS_OF_RESPONSES = ("euclidean", "cosine"), ("cosine", "euclidean")
+DEFAULT_NEIGHBORS = 50
 
 
 def fit(
@@ -132,42 +146,35 @@ def fit(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=20)
     """
-    from ragst_sd._bank import open_bank, standardized
-    from ragst_sd.retrieval.bank import Run
-    from ragst_sd.retrieval.methods import METHODS
-    from ragst_sd.retrieval.options import resolve_options
-    from ragst_sd.retrieval.training import gene_variance
-    from ragst_sd.tl._fit_tissue import fit_tissue
-    from ragst_sd.tl._waiting import expected_seconds, in_words, say_if_long
-
     seed = as_seed(rng)
-    show = bool(settings.progress if progress is None else progress)
-    run = Run(None, seed, train_on(device), amp, show)
     sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
-    if is_perturbation(reference):
-        fit_perturbation(reference, method, metric=metric, options=options, run=run, **sizes)
-        return
-    bank = open_bank(reference, fitted=False)
-    run = replace(run, options=resolve_options(METHODS, method, options))
-    metric = "euclidean" if metric is None else metric
-    require_choice(metric, METRICS, "metric")
-    if metric != "euclidean" and METHODS[method].place is not None:
-        raise ValueError(
-            f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
-        )
-    if run.device == "cpu":
-        quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
-        say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
-    raw = bank.embedding
-    bank = standardized(reference, bank)
-    fitted = fit_tissue(bank, method, run, raw=raw, metric=metric, **sizes)
-    record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
-    record["fit_hash"] = fit_hash(reference, reference.uns[_keys.ATTRS], record, fitted)
-    write_fit(reference, record, fitted)
-    everywhere = bank.measured.all(axis=0)
-    reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
+    run = Run(None, seed, train_on(device), amp, bool(settings.progress if progress is None else progress))
+    task = TASK if is_perturbation(reference) else "histology"
+    bank = open_bank(reference, task=task, fitted=False)
+    if task == TASK:
+        available = "for a reference of perturbations available"
+        run = replace(run, options=resolve_options(RESPONSE_METHODS, method, options, available=available))
+        fitted = fit_responses(bank, method, run, metric=_metric(metric, METRICS_OF_RESPONSES), **sizes)
+        record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
+        record["fit_hash"] = perturbation_fit_hash(reference, record, fitted.key)
+    else:
+        run = replace(run, options=resolve_options(METHODS, method, options))
+        metric = _metric(metric, METRICS)
+        if metric != "euclidean" and METHODS[method].place is not None:
+            raise ValueError(
+                f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
+            )
+        if run.device == "cpu":
+            quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
+            say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
+        fitted = fit_tissue(standardized(reference, bank), method, run, raw=bank.embedding, metric=metric, **sizes)
+        record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
+        record["fit_hash"] = fit_hash(reference, reference.uns[_keys.ATTRS], record, fitted)
+        everywhere = bank.measured.all(axis=0)
+        reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
+    _write(reference, record, fitted)
     logger.info(
-        "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose and calibrate.",
+        "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose.",
         method,
         reference.n_obs,
         record["n_neighbors"],
@@ -181,3 +188,162 @@ def train_on(asked: str | None) -> str:
     """Where to train: what was asked for or set, else the CPU, on which the same seed gives the same fit everywhere."""
     wanted = settings.device if asked is None else asked
     return "cpu" if wanted is None else str(resolve_device(wanted))
+
+
+def _metric(asked: str | None, known: Sequence[str]) -> str:
+    metric = known[0] if asked is None else asked
+    require_choice(metric, known, "metric")
+    return metric
+
+
+def _write(reference: AnnData, record: dict[str, Any], bank: Bank) -> None:
+    """Write a fit and the rows of its bank, together: what is interrupted before leaves the earlier fit whole."""
+    header = {**reference.uns[_keys.ATTRS], "content_hash": record["reference_hash"], _keys.FIT: record}
+    # Intervals hold for one fit.
+    if header.pop(_keys.CALIBRATION, None) is not None:
+        logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
+    reference.obsm[_keys.RETRIEVAL_KEY] = bank.key
+    reference.obsm.pop(_keys.REGRESSION_KEY, None)
+    if bank.regression_key is not None:
+        reference.obsm[_keys.REGRESSION_KEY] = bank.regression_key
+    reference.uns[_keys.ATTRS] = header
+
+
+def fit_tissue(
+    bank: Bank,
+    method: str,
+    run: Run,
+    *,
+    raw: np.ndarray,
+    n_neighbors: int | None,
+    n_candidates: int | None,
+    group_key: str | None,
+    metric: str,
+    shared: dict[str, Any] | None = None,
+) -> Bank:
+    """The bank with a fit and its rows in phi-space, of which no hash is known yet.
+
+    The embeddings of `bank` are standardised and in memory; `raw` (m, d) are the embeddings as they were made. `shared`
+    is what fits of the same rows, with the same groups held out, have in common: filled by the first of them.
+    """
+    shared = {} if shared is None else shared
+    cited, compared = _neighbor_counts(len(bank), n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
+    folds, inner_groups, beside = fitting_folds(bank, group_key)
+    # Sums and batches follow the ids, so that the order of the rows changes nothing.
+    order = np.argsort(bank.order)
+    back = np.argsort(order)
+    training = replace(bank, folds=folds, beside=beside).at_rows(order)
+    state: dict[str, Any] = {}
+    if getattr(run.options, "gate_hidden", 0):
+        state = fit_state(training.obs, training.embedding, len(np.atleast_1d(bank.header.encoder["context"])))
+    types = training.types if getattr(run.options, "cell_types", False) else None
+    if getattr(run.options, "cell_types", False) and types is None:
+        raise ValueError("`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first.")
+    training = replace(
+        training,
+        state=state_of(state, training.obs, training.embedding),
+        types=None if types is None else np.asarray(types, dtype=np.float64),
+    )
+    run = replace(run, n_neighbors=cited, n_candidates=compared, held_out=inner_groups)
+    n_components = int(run.options.n_components)
+    components = _once(shared, f"{n_components} components", lambda: fit_pca(training.embedding, n_components))
+    parameters, key, queries, features = fit_method(method, training, run, components=components)
+    calibration: dict[str, Any] = calibrate_grounding(queries, key, training.groups, cited, metric)
+    appearance = _once(shared, "appearance", lambda: calibrate_raw(raw[order], training.sections, training.groups))
+    parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
+    if not np.isfinite(calibration["distance_threshold"]):
+        logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
+    fit = Fit(
+        method=method,
+        n_neighbors=cited,
+        n_candidates=compared,
+        metric=metric,
+        inner_groups=inner_groups,
+        # A store keeps no None; no column has an empty name.
+        group_key="" if group_key is None else str(group_key),
+        rng=run.rng,
+        options=_storable(run.options),
+        parameters={**state, **parameters},
+        appearance=appearance,
+        **calibration,
+    )
+    return replace(bank, fit=fit, key=key[back], regression_key=None if features is None else features[back])
+
+
+def fit_responses(
+    bank: Bank,
+    method: str,
+    run: Run,
+    *,
+    n_neighbors: int | None,
+    n_candidates: int | None,
+    group_key: str | None,
+    metric: str,
+) -> Bank:
+    """The bank of responses to perturbations with a fit, of which no hash is known yet."""
+    known = RESPONSE_METHODS[method]
+    # Given responses are compared by what other contexts say, too, by the methods that read them.
+    needs = known.needs_embedding and (bank.screen.from_cells or not known.needs_cells)
+    if needs and not bank.key.shape[1]:
+        others = [name for name, other in RESPONSE_METHODS.items() if not other.needs_embedding]
+        raise ValueError(
+            f"The reference has no embedding of genes, and method {method!r} needs one. Build it with "
+            "`rg.tl.build_perturbation_reference(responses, embedding=rg.tl.embed_genes(...))`, or fit a method that "
+            f"needs none: {listing(others)}."
+        )
+    cited, compared = _neighbor_counts(
+        len(bank), n_neighbors, n_candidates, cited=known.n_neighbors, compared=known.n_candidates
+    )
+    group_key = _keys.PERTURBATION if group_key is None else group_key
+    require_key(group_key, list(bank.obs.columns), "reference.obs")
+    bank = replace(bank, folds=group_codes(bank.obs, group_key), screen=replace(bank.screen, metric=metric))
+    bank = with_cells(bank) if known.needs_cells and bank.screen.from_cells else bank
+    run = replace(run, n_neighbors=cited, n_candidates=compared)
+    fit = Fit(
+        method=method,
+        n_neighbors=cited,
+        n_candidates=compared,
+        metric=metric,
+        inner_groups=group_key,
+        rng=run.rng,
+        options=_storable(run.options),
+        # Sums follow the names of the rows, so that their order changes nothing.
+        parameters=known.fit(bank.at_rows(np.argsort(bank.ids)), run),
+    )
+    return replace(bank, fit=fit)
+
+
+def _neighbor_counts(
+    n_rows: int, n_neighbors: int | None, n_candidates: int | None, *, cited: int, compared: int = 1
+) -> tuple[int, int]:
+    """Rows that are cited and rows that are compared: `cited` and `compared` where a reference has as many."""
+    for name, value in (("n_neighbors", n_neighbors), ("n_candidates", n_candidates)):
+        if value is None:
+            continue
+        require_positive(value, name, whole=True)
+        if value > n_rows:
+            raise ValueError(
+                f"`{name}` is {value}, more than the {n_rows} rows of the reference. Ask for {n_rows} at most."
+            )
+    if n_neighbors is None:
+        n_neighbors = min(cited, n_rows if n_candidates is None else n_candidates)
+        logger.info("`n_neighbors` is %d.", n_neighbors)
+    if n_candidates is None:
+        n_candidates = max(n_neighbors, min(compared, n_rows))
+    if n_candidates < n_neighbors:
+        raise ValueError(
+            f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
+        )
+    return int(n_neighbors), int(n_candidates)
+
+
+def _storable(options: Any) -> dict[str, Any]:
+    """Options as a store keeps them."""
+    return {name: np.asarray(x) if isinstance(x, tuple) else x for name, x in asdict(options).items()}
+
+
+def _once(shared: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
+    """What is shared under this name, made where it is not there yet."""
+    if name not in shared:
+        shared[name] = make()
+    return shared[name]

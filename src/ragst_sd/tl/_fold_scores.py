@@ -65,8 +65,8 @@ def held_sections(
     out = []
     for name, sample in dict.fromkeys(zip(names, samples, strict=True)):
         rows = fold.held[(samples == sample) & (np.array(names) == name)]
-        own = bank.measured[np.unique(bank.panels[rows])].all(axis=0)
-        genes = [str(gene) for gene in np.array(chosen)[own[bank.genes.get_indexer(chosen)]]]
+        measured = bank.measured[np.unique(bank.panels[rows])].all(axis=0)
+        genes = [str(gene) for gene in np.array(chosen)[measured[bank.genes.get_indexer(chosen)]]]
         of_section = np.flatnonzero(np.isin(genes, list(summarised)))
         out.append(HeldSection(name, sample, rows, genes, of_section))
         if len(rows) < FEWEST_SPOTS:
@@ -115,7 +115,7 @@ def score_section(
         parts.append(gene_scores(answer["prediction"], truth, section.genes, of_genes))
         columns = section.summarised
         names, expected = [section.genes[i] for i in columns], dense(truth[:, columns])
-        of_section = lines_of_section(
+        parts += lines_of_section(
             answer["prediction"],
             truth,
             metrics,
@@ -126,8 +126,6 @@ def score_section(
             gene_sets=gene_sets,
             rng=rng,
         )
-        if of_section is not None:
-            parts.append(of_section)
         if cites:
             whole["evidence_pearson"] = mean_pearson(answer["evidence"][:, columns], expected)
             for number in (number for number in numbers if number <= n_fitted):
@@ -163,11 +161,8 @@ def predict_held(
 
 def gene_scores(predicted: np.ndarray, truth: Any, genes: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
     """`gene`, `metric`, `value` of (spots, genes) predictions; a gene counts over the spots where it was predicted."""
-    found = score_genes(metrics, predicted, truth)
-    return pd.concat(
-        [pd.DataFrame({"gene": list(genes), "metric": name, "value": found[name]}) for name in metrics],
-        ignore_index=True,
-    )
+    scores = pd.DataFrame(score_genes(metrics, predicted, truth), index=pd.Index(genes, name="gene"))
+    return scores[list(metrics)].melt(var_name="metric", ignore_index=False).reset_index()
 
 
 def mean_pearson(predicted: np.ndarray, truth: np.ndarray) -> float:
@@ -202,9 +197,9 @@ def write_gene_trust(
     for column, metric, of_method in measured:
         lines = scores[(scores["metric"] == metric) & (scores["method"] == of_method)]
         by_group = lines.groupby(["gene", "fold"])["value"].mean()
-        found = by_group.groupby(level="gene").mean().reindex(reference.var_names)
+        means = by_group.groupby(level="gene").mean().reindex(reference.var_names)
         if column in reference.var and (same or column == _keys.NOISE_CEILING):
-            found = found.fillna(reference.var[column])
-        reference.var[column] = found.to_numpy(float)
+            means = means.fillna(reference.var[column])
+        reference.var[column] = means.to_numpy(float)
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.GENE_TRUST: trust}
     logger.info("Adding `reference.var[%r]` (of %r) and `[%r]`.", _keys.CV_PEARSON, method, _keys.NOISE_CEILING)

@@ -200,9 +200,7 @@ def block_folds(bank: Bank, margin_um: float | None, *, say: Callable[..., None]
     for name in np.unique(names):
         rows = np.flatnonzero(names == name)
         quarter = _quarters(*xy[rows].T)
-        about = (
-            f"{listing(np.unique(samples[rows]))} of {' x '.join(f'{own:,.0f}' for own in np.ptp(xy[rows], axis=0))} µm"
-        )
+        about = f"{listing(np.unique(samples[rows]))} of {' x '.join(f'{width:,.0f}' for width in np.ptp(xy[rows], axis=0))} µm"
         if len(np.unique(quarter)) < 2:
             small.append(about)
             continue

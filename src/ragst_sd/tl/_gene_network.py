@@ -33,9 +33,9 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
         )
     proteins = frame.iloc[:, :2].stack().astype(str).str.fullmatch(_PROTEIN)
     if proteins.any():
-        found = frame.iloc[:, :2].stack()[proteins]
+        named = frame.iloc[:, :2].stack()[proteins]
         raise ValueError(
-            f"`data` names proteins ({listing(found.drop_duplicates())}), which are unknown genes to a screen. Write "
+            f"`data` names proteins ({listing(named.drop_duplicates())}), which are unknown genes to a screen. Write "
             "gene symbols: STRING's file `protein.info` has them as `preferred_name`."
         )
     loops = ends[0] == ends[1]

@@ -41,7 +41,7 @@ def gene_floor(bank: Bank) -> np.ndarray:
     codes, groups = bank.levels
     values = sp.csr_matrix(bank.values)
     member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
-    total, squares = (np.asarray((member @ one).todense()) for one in (values, values.multiply(values).tocsr()))
+    total, squares = (np.asarray((member @ part).todense()) for part in (values, values.multiply(values).tocsr()))
     size = np.bincount(codes)[:, None]
     measured = bank.measured[groups[:, 1]]
     within = np.where(measured, squares - total**2 / size, 0.0).sum(axis=0)
@@ -135,9 +135,27 @@ def check_level(bank: Bank, level: float) -> int:
     return int(place[0])
 
 
-def check_split(bank: Bank, split: str) -> None:
-    """Raise a `ValueError` if the intervals were calibrated for the other of the two tasks."""
-    calibrated = bank.header.calibration.get("split", "donor")
+def interval_rule(
+    calibration: Mapping[str, Any],
+    place: int,
+    gene_index: np.ndarray,
+    *,
+    as_calibrated: bool,
+    split: str = "donor",
+    calibrated_on: Sequence[str] = (),
+) -> conformal.IntervalRule:
+    """The rule of a calibrated level, with warnings about what it rests on.
+
+    Parameters
+    ----------
+    as_calibrated
+        Whether all rows and as many neighbours were used as in the calibration.
+    split
+        What is to be held out for the task at hand; a `ValueError` if the calibration held out the other.
+    calibrated_on
+        Donors of the query whose own measurements took part in it.
+    """
+    calibrated = calibration.get("split", "donor")
     if calibrated != split:
         what = {
             "block": "rows of the query's own donor are used (`exclude`)",
@@ -147,31 +165,12 @@ def check_split(bank: Bank, split: str) -> None:
             f"`intervals`: they were calibrated on held-out {calibrated}s, and here {what[split]}. "
             f"Run `rg.tl.calibrate(reference, split={split!r})` first."
         )
-
-
-def interval_rule(
-    calibration: Mapping[str, Any],
-    place: int,
-    gene_index: np.ndarray,
-    *,
-    as_calibrated: bool,
-    calibrated_on: Sequence[str] = (),
-) -> conformal.IntervalRule:
-    """The rule of a calibrated level, with warnings about what it rests on.
-
-    Parameters
-    ----------
-    as_calibrated
-        Whether all rows and as many neighbours were used as in the calibration.
-    calibrated_on
-        Donors of the query whose own measurements took part in it.
-    """
     levels = np.asarray(calibration["levels"], dtype=np.float64)
     # Strings come back from a store in another type of array.
     units = labels(np.atleast_1d(calibration["units"])).astype(str)
     unit = str(units[place])
     quantiles = np.asarray(calibration["quantiles"], dtype=np.float32)[gene_index]
-    if unit == conformal.UNITS[-1] and calibration.get("split") == "block":
+    if unit == conformal.UNITS[-1] and split == "block":
         logger.warning(
             "Intervals at %g rest on single spots (too few blocks were held out for that level): their coverage in "
             "other parts of a section is not assured.",
@@ -189,7 +188,7 @@ def interval_rule(
         logger.warning(
             "Intervals were calibrated with all rows and neighbours; here fewer are used: coverage may differ."
         )
-    if calibrated_on:
+    if calibrated_on and split == "donor":
         logger.warning(
             "The intervals were calibrated on what was measured in %s too, among others: how many values of these "
             "donors lie inside is no evidence of coverage.",

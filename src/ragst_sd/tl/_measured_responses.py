@@ -27,7 +27,7 @@ from ragst_sd.reference.responses import (
 from ragst_sd.reference.schema import control_names
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels, repeated_controls
-from ragst_sd.tl._response_metrics import MeasuredTable
+from ragst_sd.tl._response_table import given_numbers, one_row_of_each, read_responses
 from ragst_sd.tl._screen import Lines, lines_of, used_cells
 
 logger = logging.getLogger(__name__)
@@ -35,27 +35,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Measured:
-    """Measured cells and mean responses, one line per context and perturbation."""
+    """Measured mean responses, one line per context and perturbation, and the cells, where responses were not given."""
 
     names: list[tuple[str, str]]
     """Context and perturbation of each line."""
-    values: sp.csr_matrix
-    """(cells, g)."""
-    row: np.ndarray
-    """(cells,) line of each cell, -1 for held-out controls, -2 for cells that are not used."""
-    stratum: np.ndarray
-    """(cells,) code of context and batch."""
-    context: np.ndarray
-    """(cells,)."""
     delta: np.ndarray
-    """(lines, g) mean response against held-out controls."""
-    profile: np.ndarray
-    """(lines, g) mean expression."""
+    """(lines, g) mean response, of cells against held-out controls."""
     n_cells: np.ndarray
+    """(lines,); 0 where not given."""
     reliability: np.ndarray
-    """(lines,) agreement of two halves, against all controls of the screen."""
+    """(lines,) agreement of two halves, against all controls of the screen; NaN where not given."""
     held_out_reliability: np.ndarray
     """(lines,) the same against held-out controls only, as the truth is measured."""
+    values: Any = None
+    """(cells, g) sparse."""
+    row: Any = None
+    """(cells,) line of each cell, -1 for held-out controls, -2 for cells that are not used."""
+    stratum: Any = None
+    """(cells,) code of context and batch."""
+    context: Any = None
+    """(cells,)."""
+    profile: Any = None
+    """(lines, g) mean expression."""
 
     def part(self, cells: np.ndarray) -> Measured:
         """What some of the cells say (a mask), of the same lines; NaN for a line that has none of them."""
@@ -128,6 +129,31 @@ def measured_responses(
     )
 
 
+def measured_table(
+    adata: AnnData,
+    header: dict[str, Any],
+    genes: list[str],
+    *,
+    perturbation_key: str,
+    context_key: str | None,
+    layer: str | None,
+) -> Measured:
+    """Measured responses in the unit of the predictions."""
+    normalization = header["normalization"]
+    expression, _ = read_responses(
+        adata, unit=str(normalization["given"]), layer=layer, naming=str(normalization["naming"])
+    )
+    labels = read_labels(adata, perturbation_key, control_names(header), context_key, None, todo="", responses=True)
+    treated = np.flatnonzero(~labels["control"].to_numpy())
+    labels = labels.iloc[treated]
+    one_row_of_each(labels, [_keys.CONTEXT, _keys.PERTURBATION])
+    names = list(zip(labels[_keys.CONTEXT], labels[_keys.PERTURBATION], strict=True))
+    order = sorted(range(len(names)), key=names.__getitem__)
+    n_cells, reliability = given_numbers(adata.obs.iloc[treated].iloc[order])
+    values = dense(take_genes(expression.values, expression.genes, genes))[treated][order]
+    return Measured([names[i] for i in order], values, n_cells, reliability, reliability)
+
+
 def _unseen(labels: pd.DataFrame, expression: Expression, tables: Sequence[AnnData]) -> np.ndarray:
     """(cells,) controls that no prediction rests on: neither by name nor, under another name, by their values."""
     control = labels["control"].to_numpy()
@@ -175,7 +201,7 @@ def genes_of_both(table: AnnData, adata: AnnData, header: dict[str, Any]) -> lis
     return shared_genes(list(table.var_names), measured, "Prediction and `adata`")
 
 
-def predicted_lines(table: AnnData, truth: Measured | MeasuredTable) -> list[tuple[int, np.ndarray]]:
+def predicted_lines(table: AnnData, truth: Measured) -> list[tuple[int, np.ndarray]]:
     """Lines of the truth that were predicted, and the predicted cells of each."""
     controls = control_names(table.uns[_keys.RETRIEVAL])
     names = table.obs[_keys.PERTURBATION].astype(str).map(lambda name: canonical(name, controls)).to_numpy()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
+import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
@@ -22,7 +23,7 @@ from ragst_sd.reference.normalize import as_csr, log_normalize, size_factors
 from ragst_sd.reference.panels import Part, Plan, plan_merge
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.tl._mergeable import carry_cell_types, check_alike, check_samples
-from ragst_sd.tl._sections import ON_DUPLICATE, report_duplicates
+from ragst_sd.tl._sections import ON_DUPLICATE, THUMBNAIL_PX, report_duplicates
 
 logger = logging.getLogger(__name__)
 
@@ -93,13 +94,12 @@ def merge_references(
             "by its own genes, so their values do not mean the same. Build them from counts, or keep one reference "
             "per panel."
         )
-    pieces = [
+    parts = [
         _rows(name, reference, headers[name], plan, panel_of)
         for (name, reference), panel_of in zip(named.items(), plan.panel_of, strict=True)
     ]
-    rows_of = [piece.obs.index for piece in pieces]
-    merged = _assemble(pieces, list(headers.values()), plan)
-    carry_cell_types(merged, named, rows_of, plan)
+    merged = _assemble(parts, list(headers.values()), plan)
+    carry_cell_types(merged, named, [part.obs_names for part in parts], plan)
     _log_common_donors(named)
     report_duplicates(list(_fingerprints(merged)), on_duplicate)
     return merged
@@ -112,17 +112,15 @@ def _named(references: Any) -> dict[str, AnnData]:
         members = list(references) if isinstance(references, Sequence) else [references]
         named = {f"references[{i}]": reference for i, reference in enumerate(members)}
     require_some(named, "references", "Name at least one reference.")
-    for name, reference in named.items():
-        reference_header(reference)
-        require_in_memory(reference, f"{name} is")
-        if not reference.n_obs:
-            raise ValueError(f"{name} has no rows. Leave it out.")
     return named
 
 
 def _pruned_header(name: str, reference: AnnData) -> dict[str, Any]:
     """The header with the sections and sources of its rows only."""
     header = reference_header(reference)
+    require_in_memory(reference, f"{name} is")
+    if not reference.n_obs:
+        raise ValueError(f"{name} has no rows. Leave it out.")
     known = {str(sample) for sample in header["sections"]["sample"]}
     unknown = sorted(set(labels(reference.obs[_keys.SAMPLE])) - known)
     if unknown:
@@ -144,17 +142,7 @@ def _part(reference: AnnData, header: dict[str, Any]) -> Part:
     )
 
 
-class _Piece(NamedTuple):
-    """Rows of one reference, as they stand in the merged one."""
-
-    values: sp.csr_matrix
-    counts: sp.csr_matrix | None
-    embedding: np.ndarray
-    thumbnails: np.ndarray | None
-    obs: pd.DataFrame
-
-
-def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, panel_of: Mapping[str, str]) -> _Piece:
+def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, panel_of: Mapping[str, str]) -> AnnData:
     """Rows of one reference, normalised anew where the panels of all share other genes than its own."""
     genes, summed = list(reference.var_names), set(map(str, header["normalization"]["size_factor_genes"]))
     counts = as_csr(reference.layers[_keys.COUNTS]) if _keys.COUNTS in reference.layers else None
@@ -181,22 +169,28 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
         values = log_normalize(counts, factors[keep])
     extra = [column for column in map(str, header["obs"]) if column not in _COLUMNS]
     obs = reference.obs.loc[keep, [*_COLUMNS, *extra]].astype(dict.fromkeys(LABELS, str))
-    pictures = reference.obsm.get(_keys.THUMBNAIL)
-    return _Piece(
+    rows = ad.AnnData(
         take_genes(values, genes, plan.genes),
-        None if counts is None else take_genes(counts, genes, plan.genes),
-        np.asarray(reference.obsm[str(header["use_rep"])])[keep],
-        None if pictures is None else np.asarray(pictures)[keep],
-        obs.assign(**{_keys.PANEL: obs[_keys.PANEL].map(panel_of)}),
+        obs=obs.assign(**{_keys.PANEL: obs[_keys.PANEL].map(panel_of)}),
+        var=pd.DataFrame(index=plan.genes),
+        layers=None if counts is None else {_keys.COUNTS: take_genes(counts, genes, plan.genes)},
+        obsm={str(header["use_rep"]): np.asarray(reference.obsm[str(header["use_rep"])])[keep]},
     )
+    if _keys.THUMBNAIL in reference.obsm:
+        pictures = np.asarray(reference.obsm[_keys.THUMBNAIL])[keep]
+        # Those of earlier releases have half the edge: each of their pixels is repeated.
+        enlarged = THUMBNAIL_PX // pictures.shape[1]
+        rows.obsm[_keys.THUMBNAIL] = pictures.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
+    return rows
 
 
-def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -> AnnData:
-    values, counts, embedding, pictures, annotations = zip(*pieces, strict=True)
-    obs = pd.concat(annotations).astype(dict.fromkeys(LABELS, "category"))
-    require_unique(obs.index, "names of rows of the references", "Name samples or spots otherwise.")
-    without = sum(array is None for array in pictures)
-    if 0 < without < len(pictures):
+def _assemble(parts: list[AnnData], headers: list[dict[str, Any]], plan: Plan) -> AnnData:
+    names = itertools.chain.from_iterable(part.obs_names for part in parts)
+    require_unique(names, "names of rows of the references", "Name samples or spots otherwise.")
+    # What some of them lack is left out.
+    rows = ad.concat(parts, join="inner")
+    obs = rows.obs.astype(dict.fromkeys(LABELS, "category"))
+    if _keys.THUMBNAIL not in rows.obsm and any(_keys.THUMBNAIL in part.obsm for part in parts):
         logger.warning("Not all references have `obsm['thumbnail']`: the merged one has none.")
     first, donor_keys = headers[0], {str(header["donor_key"]) for header in headers}
     joined = {
@@ -213,25 +207,17 @@ def _assemble(pieces: list[_Piece], headers: list[dict[str, Any]], plan: Plan) -
     merged = new_reference(
         header,
         plan.genes,
-        values=sp.vstack(values, format="csr"),
-        counts=None if any(array is None for array in counts) else sp.vstack(counts, format="csr"),
+        values=rows.X,
+        counts=rows.layers.get(_keys.COUNTS),
         obs=obs,
-        embedding=np.concatenate(embedding),
-        thumbnails=None if without else _of_one_size(pictures),
+        embedding=rows.obsm[header["use_rep"]],
+        thumbnails=rows.obsm.get(_keys.THUMBNAIL),
         measured=plan.measured,
     )
     logger.info(
         "Merged reference of %d spots, %d sections, %d genes.", merged.n_obs, len(header["sources"]), merged.n_vars
     )
     return merged
-
-
-def _of_one_size(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Thumbnails of all references; those of earlier releases have half the edge, and each of their pixels is repeated."""
-    edge = max(own.shape[1] for own in pictures)
-    return np.concatenate(
-        [own.repeat(edge // own.shape[1], axis=1).repeat(edge // own.shape[2], axis=2) for own in pictures]
-    )
 
 
 def _log_common_donors(named: Mapping[str, AnnData]) -> None:

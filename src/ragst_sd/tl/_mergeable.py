@@ -33,7 +33,7 @@ def check_alike(named: Mapping[str, AnnData], headers: Mapping[str, dict[str, An
             if first[field] != header[field]:
                 clauses.append(f"{field}: {first[field]} against {header[field]}")
         if not clauses:
-            first_width, width = (named[one].obsm[str(header["use_rep"])].shape[1] for one in (first_name, name))
+            first_width, width = (named[member].obsm[str(header["use_rep"])].shape[1] for member in (first_name, name))
             if width != first_width:
                 clauses.append(f"width: {first_width} against {width}")
         for field in ("naming", "given", "target_sum", "unit"):

@@ -23,16 +23,7 @@ from ragst_sd._settings import settings
 from ragst_sd._validate import as_seed, listing, names_among, require_positive
 from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._perturbed_table import tissue_table
-from ragst_sd.tl._tissue_responses import (
-    LEVEL,
-    SpotStates,
-    Variation,
-    make_responder,
-    mean_states,
-    niches,
-    remoteness,
-    variation,
-)
+from ragst_sd.tl._tissue_responses import LEVEL, SpotStates, Variation, make_responder, niches, remoteness, variation
 from ragst_sd.tl._tissue_source import TissueSource, read_source
 
 logger = logging.getLogger(__name__)
@@ -179,16 +170,14 @@ def perturb_tissue(
     sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
     of_state = source.of_state
     at, values = task.bank.genes.get_indexer(source.genes)[of_state], source.values[:, of_state]
-    # States as they are: centring would hide how far they lie.
-    far = remoteness(mean_states(sets, values), n_around + 1, at, task.bank.header, np.random.default_rng(seed))
+    far = remoteness(sets, values, at, task.bank.header, np.random.default_rng(seed))
     states = SpotStates(
         sets=sets,
         values=values,
         labels=context_labels,
         turned=np.arange(len(context_labels)),
         at=at,
-        means=task.bank.header.states,
-        names=task.contexts,
+        header=task.bank.header,
         center=bool(center_states),
     )
     about = {

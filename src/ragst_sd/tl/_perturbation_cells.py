@@ -13,11 +13,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import check_unit, names_in, offered_names, stored_expression
+from ragst_sd._gene_names import check_unit, names_in, normalization, offered_names, stored_expression
 from ragst_sd._labels import is_missing, labels, warn_of_alike
 from ragst_sd._validate import hint, listing, require_choice, require_key, require_type, require_unique
 from ragst_sd.reference.genes import SYMBOL, changed_capitals, sum_duplicates, take_genes
-from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, log_normalize
+from ragst_sd.reference.normalize import MIN_SHARED_GENES, TARGET_SUM, UNITS, log_normalize
 from ragst_sd.reference.responses import SEPARATOR, canonical
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def read_expression(
     names = names_in(naming, adata, "The reference", f"`{where}`")
     check_unit(matrix, unit, place, names)
     if unit != "counts":
-        return Expression(matrix, names, _normalization(unit, 1e4, naming, []))
+        return Expression(matrix, names, normalization(unit, naming))
     matrix, names = sum_duplicates(matrix, names)
     wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
     # A reference that was given logs does not say what they were scaled by: then all genes of the cells, as is usual.
@@ -84,18 +84,9 @@ def read_expression(
     if not (sums > 0).all():
         raise ValueError(f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first.")
     target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
-    return Expression(log_normalize(matrix, sums / target), names, _normalization(unit, target, naming, shared))
-
-
-def _normalization(given: str, target: float, naming: str, size_factor_genes: Sequence[str]) -> dict[str, Any]:
-    unit = _keys.UNIT if target == 1e4 else f"log1p(counts per {target:,.6g})"
-    return {
-        "unit": unit,
-        "target_sum": target,
-        "given": given,
-        "naming": naming,
-        "size_factor_genes": np.asarray(size_factor_genes, dtype=str),
-    }
+    scale = _keys.UNIT if target == TARGET_SUM else f"log1p(counts per {target:,.6g})"
+    about = normalization(unit, naming, unit=scale, target=target, genes=shared)
+    return Expression(log_normalize(matrix, sums / target), names, about)
 
 
 def read_labels(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -124,6 +125,8 @@ def perturbation_folds(
         responses=responses,
     )
     control = control_labels(control)[0]
+    if n_folds is not None:
+        require_positive(n_folds, "n_folds", whole=True)
     generator = np.random.default_rng(rng)
     # Drawn in the order of the names of the cells, so that the order in which they come changes nothing.
     order = np.argsort(np.asarray(adata.obs_names, dtype=str), kind="stable")
@@ -155,35 +158,38 @@ def _perturbations(
     treated = ~labels["control"].to_numpy()
     perturbation = labels[_keys.PERTURBATION]
     names = sorted(set(perturbation[treated]))
-    if n_folds is not None:
-        require_positive(n_folds, "n_folds", whole=True)
     folds = len(names) if n_folds is None else int(n_folds)
     if not 2 <= folds <= len(names):
         raise ValueError(
             f"{len(names)} perturbations ({listing(names)}) cannot make {folds} folds: 2 to {len(names)} are possible."
         )
-    shuffled = names if n_folds is None else [names[i] for i in rng.permutation(len(names))]
-    out = {}
+    if n_folds is None:
+        return dict(zip(names, _in_turn(perturbation, treated, names, folds, control), strict=True))
+    shuffled = [names[i] for i in rng.permutation(len(names))]
+    in_turn = _in_turn(perturbation, treated, shuffled, folds, control)
+    return {f"fold{fold + 1}": masks for fold, masks in enumerate(in_turn)}
+
+
+def _in_turn(
+    perturbation: pd.Series, where: Any, names: Sequence[str], folds: int, control: str
+) -> Iterator[tuple[pd.Series, pd.Series]]:
+    """Some perturbations to hold out at a time, among the cells of a mask, and the combinations to leave out with them."""
+    measured = sorted(set(perturbation[where]))
     for fold in range(folds):
-        held = set(shuffled[fold::folds])
-        leaking = _leaking(names, held, control)
-        label = shuffled[fold] if n_folds is None else f"fold{fold + 1}"
-        out[label] = (treated & perturbation.isin(held), treated & perturbation.isin(leaking))
-    return out
+        held = set(names[fold::folds])
+        yield where & perturbation.isin(held), where & perturbation.isin(_leaking(measured, held, control))
 
 
 def _leaking(names: Sequence[str], held: set[str], control: str) -> list[str]:
     """Combinations that are not held out and contain all genes of a perturbation that is."""
     genes = {name: set(components(name, control)) for name in {*names, *held}}
-    return [name for name in names if name not in held and any(genes[one] < genes[name] for one in held)]
+    return [name for name in names if name not in held and any(genes[gene] < genes[name] for gene in held)]
 
 
 def _here(
     labels: pd.DataFrame, control: str, n_folds: int | None, rng: np.random.Generator
 ) -> dict[str, tuple[pd.Series, pd.Series]]:
     """Folds of each context's perturbations that another context measured as well."""
-    if n_folds is not None:
-        require_positive(n_folds, "n_folds", whole=True)
     folds = _FOLDS_OF_A_CONTEXT if n_folds is None else int(n_folds)
     perturbation, context = labels[_keys.PERTURBATION], labels[_keys.CONTEXT]
     treated = ~labels["control"]
@@ -197,17 +203,15 @@ def _here(
     out = {}
     for name in sorted(set(context[treated & perturbation.isin(shared)])):
         here = treated & (context == name)
-        own, measured = sorted(set(perturbation[here]) & set(shared)), sorted(set(perturbation[here]))
-        if folds > len(own) or len(measured) < 2:
+        elsewhere_too, measured = sorted(set(perturbation[here]) & set(shared)), sorted(set(perturbation[here]))
+        if folds > len(elsewhere_too) or len(measured) < 2:
             raise ValueError(
-                f"Context {name!r} shares {len(own)} perturbations with others, too few for {folds} folds. Lower "
+                f"Context {name!r} shares {len(elsewhere_too)} perturbations with others, too few for {folds} folds. Lower "
                 "`n_folds`."
             )
-        shuffled = [own[i] for i in rng.permutation(len(own))]
-        for fold in range(folds):
-            held = set(shuffled[fold::folds])
-            leaking = _leaking(measured, held, control)
-            out[f"{name} fold{fold + 1}"] = (here & perturbation.isin(held), here & perturbation.isin(leaking))
+        shuffled = [elsewhere_too[i] for i in rng.permutation(len(elsewhere_too))]
+        for fold, masks in enumerate(_in_turn(perturbation, here, shuffled, folds, control)):
+            out[f"{name} fold{fold + 1}"] = masks
     return out
 
 

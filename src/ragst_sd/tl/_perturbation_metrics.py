@@ -18,7 +18,6 @@ from ragst_sd.retrieval.training import dense
 
 if TYPE_CHECKING:
     from ragst_sd.tl._measured_responses import Measured
-    from ragst_sd.tl._response_metrics import MeasuredTable
 
 
 DISCRIMINATION = ("discrimination_score_l1", "discrimination_score_l2", "discrimination_score_cosine")
@@ -87,10 +86,9 @@ def replicate_scores(
     first = halves(np.where(truth.row == CONTROL, n + truth.stratum, truth.row), rng)
     parts = (truth.part(first), truth.part(~first))
     both = []
-    for one, other in (parts, parts[::-1]):
-        predicted, again = Predicted.of_measured(one, genes), np.random.default_rng(seed)
-        scores = mean_scores(predicted, other, chosen, control, again)
-        both.append(scores | cell_scores(predicted, other, chosen, n_components, max_cells, again))
+    for half, other in (parts, parts[::-1]):
+        predicted = Predicted.of_measured(half, genes)
+        both.append(scores_of(predicted, other, chosen, control, n_components, max_cells, seed))
     scores = {name: (both[0][name] + both[1][name]) / 2 for name in chosen}
     # From two noisy halves to a prediction without noise and the whole truth, where that is known.
     of_halves = {"mse": 1 / 4, "mae": 1 / 2}
@@ -102,29 +100,28 @@ def replicate_scores(
     return scores
 
 
-def mean_scores(
-    predicted: Predicted, truth: Measured, chosen: list[str], control: str, rng: np.random.Generator
+def scores_of(
+    predicted: Predicted,
+    truth: Measured,
+    chosen: list[str],
+    control: str,
+    n_components: int,
+    max_cells: int,
+    seed: int,
 ) -> dict[str, np.ndarray]:
-    """Metrics of mean profiles and mean responses.
-
-    Parameters
-    ----------
-    chosen
-        Names of metrics; those of means are cheap and always there.
-    control
-        Name of the control.
-    """
+    """Metrics of mean profiles, of mean responses and of single cells; those of means are cheap and always there."""
+    rng = np.random.default_rng(seed)
     lines, profile, delta = predicted.lines, predicted.profile, predicted.delta
     scores = mean_metrics(profile, truth.profile[lines], delta, truth.delta[lines])
     if set(chosen) & set(DISCRIMINATION):
         scores |= discrimination_scores(delta, truth, lines, predicted.genes, control)
     if CENTROID in chosen:
         scores[CENTROID] = _centroid_correlation(profile, truth, lines, rng)
-    return scores
+    return scores | _cell_scores(predicted, truth, chosen, n_components, max_cells, rng)
 
 
 def discrimination_scores(
-    delta: np.ndarray, truth: Measured | MeasuredTable, lines: np.ndarray, genes: list[str], control: str
+    delta: np.ndarray, truth: Measured, lines: np.ndarray, genes: list[str], control: str
 ) -> dict[str, np.ndarray]:
     """`DISCRIMINATION` of predicted responses (q, g) among the measured ones of their contexts."""
     names = {gene: i for i, gene in enumerate(genes)}
@@ -136,10 +133,10 @@ def discrimination_scores(
     scores = {name: np.empty(len(lines)) for name in DISCRIMINATION}
     for context in np.unique(contexts[lines]):
         here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)
-        own = np.searchsorted(here, lines[at])
+        at_truth = np.searchsorted(here, lines[at])
         for name in DISCRIMINATION:
             scores[name][at] = discrimination_score(
-                delta[at], truth.delta[here], own, [excluded[i] for i in at], name.rpartition("_")[2]
+                delta[at], truth.delta[here], at_truth, [excluded[i] for i in at], name.rpartition("_")[2]
             )
     return scores
 
@@ -165,7 +162,7 @@ def _centroid_correlation(
     return out
 
 
-def cell_scores(
+def _cell_scores(
     predicted: Predicted,
     truth: Measured,
     chosen: list[str],
@@ -198,9 +195,11 @@ def cell_scores(
                 axes[context] = principal_axes(truth.values[at].toarray().astype(np.float64), n_components)
             n = min(len(ours), len(theirs), max_cells)
             mean, components_ = axes[context]
-            one, other = ((x[rng.permutation(len(x))[:n]] - mean) @ components_ for x in (ours, theirs))
+            predicted_cells, measured_cells = (
+                (x[rng.permutation(len(x))[:n]] - mean) @ components_ for x in (ours, theirs)
+            )
             for name in distances:
-                scores[name][i] = distribution_distance(one, other, name)
+                scores[name][i] = distribution_distance(predicted_cells, measured_cells, name)
     return scores
 
 
@@ -236,9 +235,9 @@ def discrimination_score(
         `"l1"`, `"l2"` or `"cosine"`.
     """
     out = np.empty(len(predicted))
-    for i, one in enumerate(predicted):
-        kept = np.setdiff1d(np.arange(measured.shape[1]), excluded[i])
-        distance = _distances(one[kept], measured[:, kept], metric)
+    for i, response in enumerate(predicted):
+        genes = np.setdiff1d(np.arange(measured.shape[1]), excluded[i])
+        distance = _distances(response[genes], measured[:, genes], metric)
         # Ties count half: a prediction that is as far from all of them is in the middle, wherever its own one stands.
         nearer = (distance < distance[line[i]]).sum() + 0.5 * ((distance == distance[line[i]]).sum() - 1)
         out[i] = 1 - nearer / len(measured)

@@ -10,15 +10,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
-from spatialdata.models import TableModel
 
 from ragst_sd import _keys
-from ragst_sd._annotation import table_attrs
 from ragst_sd._fields import RESPONSES, fill, mark
 from ragst_sd._respond import Responded, Task, no_response
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._predicted_table import cite_rows, software
+from ragst_sd.tl._predicted_table import annotating, carried, cite_rows, software
 from ragst_sd.tl._tissue_responses import Remoteness, Variation
 from ragst_sd.tl._tissue_source import TissueSource
 
@@ -103,10 +101,7 @@ def tissue_table(
     settings: dict[str, Any],
 ) -> AnnData:
     """Assemble and validate the table of spots; see :func:`ragst_sd.tl.perturb` for its fields."""
-    attrs = table_attrs(source.table)
-    columns = [attrs["region_key"], attrs["instance_key"]]
-    columns += [x for x in (_keys.DONOR, _keys.SAMPLE, _keys.OUT_OF_REFERENCE) if x in source.table.obs]
-    obs = source.table.obs[list(dict.fromkeys(columns))].copy()
+    obs = carried(source.table, _keys.DONOR, _keys.SAMPLE, _keys.OUT_OF_REFERENCE)
     obs[_keys.PERTURBATION] = pd.Categorical([name] * len(obs))
     obs[_keys.CONTEXT] = pd.Categorical(contexts.astype(str))
     obs[_keys.SOURCE] = np.asarray(obs.index, dtype=object)
@@ -125,8 +120,6 @@ def tissue_table(
             reach = sign * np.sqrt((limit - source.values) ** 2 + share**2)
             table.layers[layer] = (table.X + reach).astype(np.float32)
         header[_keys.INTERVAL_LEVEL] = source.level
-    if _keys.SPATIAL in source.table.obsm:
-        table.obsm[_keys.SPATIAL] = np.asarray(source.table.obsm[_keys.SPATIAL]).copy()
     if source.prediction:
         header["prediction"] = source.prediction
     header |= {
@@ -142,13 +135,7 @@ def tissue_table(
         "far_from_screen": float((far.distance > 1).mean()),
     }
     mark(table)
-    return TableModel.parse(
-        table,
-        region=source.region,
-        region_key=attrs["region_key"],
-        instance_key=attrs["instance_key"],
-        overwrite_metadata=True,
-    )
+    return annotating(table, source.table, source.region)
 
 
 def _assembled(task: Task, responded: Responded, values: np.ndarray, obs: pd.DataFrame, var: pd.DataFrame) -> AnnData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,24 +15,22 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
-from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where, refuse_seen_rows
-from ragst_sd._embedding import log_unknown_origin
-from ragst_sd._fields import TISSUE, documented, mark
+from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where
+from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
-from ragst_sd._query import read_query, section_grounding, state_of
+from ragst_sd._query import read_query, section_grounding
 from ragst_sd._replacing import version_of
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
 from ragst_sd._several import over_sections
-from ragst_sd._validate import listing, require_choice, require_key
+from ragst_sd._validate import listing, require_choice
 from ragst_sd._workers import spread_blocks
-from ragst_sd.retrieval.run import Values, part_of, select
+from ragst_sd.retrieval.run import part_of, select
 from ragst_sd.retrieval.run import predict as run
 from ragst_sd.retrieval.search import BACKENDS
-from ragst_sd.tl._intervals import check_level, check_split, interval_rule
+from ragst_sd.tl._intervals import check_level, interval_rule
 from ragst_sd.tl._predict_store import fill_store, finish, new_store, opened
-from ragst_sd.tl._predicted_table import predicted_table
-from ragst_sd.tl._scrna_genes import cited_fractions, wanted_genes, with_cell_types
+from ragst_sd.tl._predicted_table import predicted_table, wanted_genes
 
 logger = logging.getLogger(__name__)
 
@@ -177,8 +176,7 @@ def predict(
     level = None if intervals is None else check_level(bank, intervals)
     check_key_added(sdata, key_added)
     use_rep = bank.header.use_rep if use_rep is None else use_rep
-    query = read_query(sdata, bank.header, table_key=table_key, use_rep=use_rep)
-    log_unknown_origin(query.header)
+    query = read_query(sdata, bank, table_key=table_key, use_rep=use_rep, donor_key=donor_key)
     wanted = wanted_genes(bank, genes)
     if store is not None and wanted.scrna:
         raise ValueError(
@@ -187,63 +185,42 @@ def predict(
         )
     check_fewer(n_neighbors, bank.fit.n_neighbors)
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
-    donor_key = _donor_column(query.table, donor_key, bank.header.donor_key)
-    refuse_seen_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
-    eligibility = eligible_rows(bank, query, donor_key=donor_key, where=where, exclude=exclude)
-    # The level is given where rows of the query's own section are used.
-    split = "donor" if eligibility.level is None else "block"
+    eligibility = eligible_rows(bank, query, where=where, exclude=exclude)
+    n_neighbors, rule = _affordable(eligibility.count(), n_neighbors, bank.fit.n_neighbors), None
     if level is not None:
-        check_split(bank, split)
-    n_neighbors = _affordable(eligibility.count(), n_neighbors, bank.fit.n_neighbors)
+        rule = interval_rule(
+            bank.header.calibration,
+            level,
+            wanted.measured,
+            split=eligibility.split,
+            as_calibrated=where is None and n_neighbors == bank.fit.n_neighbors,
+            calibrated_on=sorted(query.labels(_keys.DONOR) & set(labels(bank.obs[_keys.DONOR]))),
+        )
     selected = select(
         bank,
         query.standardized,
-        state=state_of(bank.fit.parameters, query.table.obs, query.standardized),
+        state=query.state,
         eligibility=eligibility,
         n_neighbors=n_neighbors,
         backend=backend,
         raw=query.embedding,
         device=str(resolve_device(device)),
     )
-    rule = None
-    if level is not None:
-        as_calibrated = where is None and n_neighbors == bank.fit.n_neighbors
-        donors = [] if split == "block" else sorted(query.labels(donor_key) & set(labels(bank.obs[_keys.DONOR])))
-        rule = interval_rule(
-            bank.header.calibration, level, wanted.measured, as_calibrated=as_calibrated, calibrated_on=donors
-        )
     part = part_of(bank, wanted.measured, selected, intervals=rule)
     settings = {
         "n_neighbors": n_neighbors,
-        "donor_key": donor_key,
+        "donor_key": query.donor_key,
         "exclude": np.asarray(exclude, dtype=str),
         **recorded_where(bank.ids, where),
         "backend": backend,
         **section_grounding(bank.header, query, selected.grounding.appearance_distance),
     }
-
-    def finished(values: Values) -> AnnData:
-        table = predicted_table(
-            bank,
-            query,
-            selected,
-            values,
-            genes=wanted.measured,
-            settings=settings,
-            rule=rule,
-            fractions=cited_fractions(bank, selected),
-            own=eligibility.itself,
-            split=split,
-        )
-        table = with_cell_types(table, bank, wanted)
-        mark(table)
-        return table
-
+    assembled = partial(predicted_table, bank, query, selected, wanted, eligibility, rule, settings)
     if store is None:
-        table = finished(run(part, selected.selection, spread_blocks))
+        table = assembled(run(part, selected.selection, spread_blocks))
     else:
-        with new_store(store, query.table.n_obs, len(part.genes), intervals=rule is not None) as place:
-            finish(place, finished(fill_store(place, part, selected.selection, query.finite)))
+        with new_store(store, len(query.finite), len(part.genes), intervals=rule is not None) as place:
+            finish(place, assembled(fill_store(place, part, selected.selection, query.finite)))
             version = version_of(place)
         table = opened(store, version)
     outside = int((~query.finite).sum())
@@ -268,11 +245,3 @@ def _affordable(eligible: np.ndarray, asked: int | None, fitted: int) -> int:
     if fewest < fitted:
         logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", fewest, fitted)
     return min(fitted, int(eligible.max()))
-
-
-def _donor_column(table: AnnData, asked: str | None, built_with: str) -> str:
-    """The column asked for, the one that the reference was built with, or `donor`."""
-    if asked is not None:
-        require_key(asked, table.obs, "the query's obs", "`donor_key` may be left out for a new donor.")
-        return asked
-    return built_with if built_with in table.obs else _keys.DONOR

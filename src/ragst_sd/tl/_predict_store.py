@@ -38,7 +38,9 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
         If `path` lies inside another store, which cannot be read with a folder in it that it does not know of.
     """
     path = link_target(Path(path))
-    outer = [one for one in path.absolute().parents if (one / "zarr.json").exists() or (one / ".zgroup").exists()]
+    outer = [
+        parent for parent in path.absolute().parents if (parent / "zarr.json").exists() or (parent / ".zgroup").exists()
+    ]
     if outer:
         raise ValueError(
             f"{path} lies inside the store {outer[-1]}, which could not be read any more with an unregistered table. "
@@ -57,9 +59,9 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
             layers = group.create_group("layers")
             layers.attrs.update({"encoding-type": "dict", "encoding-version": "0.1.0"})
             rows = max(1, len(range(n)[blocks_of_queries(n, n_genes)[0]]))
-            for one in stored_fields(TISSUE, intervals=intervals):
+            for field in stored_fields(TISSUE, intervals=intervals):
                 array = group.create_array(
-                    _path(one),
+                    _path(field),
                     shape=(n, n_genes),
                     chunks=(rows, min(n_genes, _CHUNK_GENES)),
                     dtype="float32",
@@ -76,15 +78,17 @@ def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray
     tasks = ((queries.start, selection.some(queries), finite[queries]) for queries in blocks)
     share = np.empty(n)
     write = partial(_fill_block, str(place.absolute()))
-    for queries, own in zip(blocks, spread_blocks(write, tasks, part), strict=True):
-        share[queries] = own
+    for queries, of_block in zip(blocks, spread_blocks(write, tasks, part), strict=True):
+        share[queries] = of_block
     group = zarr.open_group(place, mode="r")
     fields = stored_fields(TISSUE, intervals=part.intervals is not None)
-    return {"evidence_share": share} | {one.name: ad.experimental.read_elem_lazy(group[_path(one)]) for one in fields}
+    return {"evidence_share": share} | {
+        field.name: ad.experimental.read_elem_lazy(group[_path(field)]) for field in fields
+    }
 
 
-def _path(one: Field) -> str:
-    return "X" if one.place == "X" else f"layers/{one.name}"
+def _path(field: Field) -> str:
+    return "X" if field.place == "X" else f"layers/{field.name}"
 
 
 def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray]) -> np.ndarray:
@@ -92,10 +96,10 @@ def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray])
     start, selection, finite = task
     values = values_of(part, selection)
     group: Any = zarr.open_group(place, mode="r+")
-    for one in stored_fields(TISSUE, intervals=part.intervals is not None):
-        block = values[one.name]
-        block[~finite] = one.outside
-        group[_path(one)][start : start + len(block)] = block
+    for field in stored_fields(TISSUE, intervals=part.intervals is not None):
+        block = values[field.name]
+        block[~finite] = field.outside
+        group[_path(field)][start : start + len(block)] = block
     return values["evidence_share"]
 
 

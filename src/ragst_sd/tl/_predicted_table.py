@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -14,12 +14,17 @@ from anndata import AnnData
 from spatialdata.models import TableModel
 
 from ragst_sd import _keys
-from ragst_sd._annotation import single_region, table_attrs
+from ragst_sd._annotation import table_attrs
 from ragst_sd._bank import n_measured
-from ragst_sd._fields import TISSUE, fill
+from ragst_sd._cell_types import cell_types_hash, signature_genes, signatures_of, type_names
+from ragst_sd._fields import TISSUE, fill, mark
+from ragst_sd._labels import as_names
 from ragst_sd._query import Query
+from ragst_sd._validate import hint, listing, require_some
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.conformal import IntervalRule
+from ragst_sd.retrieval.eligibility import Eligibility
+from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import Selected, Values
 
@@ -29,20 +34,72 @@ _CITED = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY)
 _CITED_NUMBERS = dict.fromkeys((_keys.X_UM, _keys.Y_UM), np.float64)
 
 
+class Genes(NamedTuple):
+    """Genes asked for."""
+
+    measured: np.ndarray
+    """Positions in the reference."""
+    scrna: list[str]
+    """Genes that no row measured."""
+    order: list[str]
+    """All of them, as asked for."""
+
+
+def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
+    """Genes of the reference, and those that only its cell types' signatures hold; all of the reference's if `None`.
+
+    Raises
+    ------
+    ValueError
+        If neither has a gene, or the method cites no rows whose fractions could be used.
+    """
+    if genes is None:
+        return Genes(np.arange(len(bank.genes)), [], list(bank.genes))
+    wanted = as_names(genes)
+    require_some(wanted, "genes")
+    place = bank.genes.get_indexer(wanted)
+    others = [gene for gene, i in zip(wanted, place, strict=True) if i < 0]
+    known = signature_genes(bank.header.cell_types)
+    missing = [gene for gene in others if gene not in known]
+    if missing:
+        msg = (
+            f"`genes`: the reference has no {listing(missing)}; it has {len(bank.genes)} genes: "
+            f"{listing(bank.genes)}.{hint(missing[0], [*bank.genes, *known])}"
+        )
+        if not len(known):
+            msg += " Genes that no row measured can be given from single cells: `rg.tl.add_cell_types`."
+        raise ValueError(msg)
+    cites = METHODS[bank.fit.method].cites and np.any(bank.fit.parameters.get(_keys.RETRIEVAL_SHARE, 1))
+    if others and not cites:
+        raise ValueError(
+            f"`genes`: no row of the reference measured {listing(others)}. They could be given from cell types, by the "
+            f"fractions of cited rows, but this fit of {bank.fit.method!r} cites no rows. Fit a method that does, for "
+            "instance 'knn', or leave them out."
+        )
+    if others:
+        logger.warning(
+            "%d of %d genes were measured in no row and are given from the signatures of cell types: %s. "
+            "`var[%r]` marks them.",
+            len(others),
+            len(wanted),
+            listing(others),
+            _keys.EVIDENCE,
+        )
+    return Genes(place[place >= 0], others, wanted)
+
+
 def predicted_table(
     bank: Bank,
     query: Query,
     selected: Selected,
-    values: Values,
-    *,
-    genes: np.ndarray,
-    settings: dict[str, Any],
+    wanted: Genes,
+    eligibility: Eligibility,
     rule: IntervalRule | None,
-    fractions: np.ndarray | None,
-    own: np.ndarray | None,
-    split: str,
+    settings: dict[str, Any],
+    values: Values,
 ) -> AnnData:
     """Assemble and validate the table; see :func:`ragst_sd.tl.predict` for its fields."""
+    genes, own = wanted.measured, eligibility.itself
     selection, grounding, outside = selected.selection, selected.grounding, ~query.finite
     rows = np.where(outside[:, None], -1, selection.rows)
     pointers, cited = cite_rows(bank.ids, bank.obs, rows, _CITED, _CITED_NUMBERS, bank.digests)
@@ -56,24 +113,19 @@ def predicted_table(
             _keys.DISTANCES: selection.distances,
             _keys.LEVEL: selection.level if selection.level.any() else None,
             _keys.REGRESSION_KEY: selection.features,
-            _keys.CELL_TYPE_FRACTION: fractions,
+            _keys.CELL_TYPE_FRACTION: _cited_fractions(bank, selected),
             _keys.MEASURED: None if own is None else own >= 0,
             _keys.INTERVAL_QUANTILES: None if rule is None else rule.quantiles,
-            **{f"var/{name}": column for name, column in _about_genes(bank, genes, split).items()},
+            **{f"var/{name}": column for name, column in _about_genes(bank, genes, eligibility.split).items()},
         },
         outside,
     )
-    attrs = table_attrs(query.table)
-    kept = [attrs["region_key"], attrs["instance_key"]]
-    kept += [name for name in (settings["donor_key"], _keys.SAMPLE) if name in query.table.obs]
     table = ad.AnnData(
         places["X"]["prediction"],
-        obs=query.table.obs[list(dict.fromkeys(kept))].assign(**places["obs"]),
+        obs=carried(query.table, query.donor_key, _keys.SAMPLE).assign(**places["obs"]),
         var=pd.DataFrame(places["var"], index=bank.var.index[genes]),
         **{place: places[place] for place in ("layers", "obsm", "varm") if place in places},
     )
-    if _keys.SPATIAL in query.table.obsm:
-        table.obsm[_keys.SPATIAL] = np.asarray(query.table.obsm[_keys.SPATIAL]).copy()
     limited: dict[str, Any] = {}
     if selected.level_rows.size:
         limited[_keys.LEVEL_ROWS] = selected.level_rows
@@ -98,13 +150,24 @@ def predicted_table(
         **limited,
         _keys.CITED: cited,
     }
-    return TableModel.parse(
-        table,
-        region=single_region(query.table),
-        region_key=attrs["region_key"],
-        instance_key=attrs["instance_key"],
-        overwrite_metadata=True,
-    )
+    table = _with_cell_types(annotating(table, query.table, query.region), bank, wanted)
+    mark(table)
+    return table
+
+
+def carried(spots: AnnData, *columns: str) -> pd.DataFrame:
+    """What a predicted table keeps of the spots' `.obs`: which shapes they are, and these columns where they are there."""
+    attrs = table_attrs(spots)
+    names = [attrs["region_key"], attrs["instance_key"], *(name for name in columns if name in spots.obs)]
+    return spots.obs[list(dict.fromkeys(names))].copy()
+
+
+def annotating(table: AnnData, spots: AnnData, region: str) -> AnnData:
+    """The table, checked, as one that annotates the shapes of the spots, with their positions."""
+    if _keys.SPATIAL in spots.obsm:
+        table.obsm[_keys.SPATIAL] = np.asarray(spots.obsm[_keys.SPATIAL]).copy()
+    keys = {name: spots.uns["spatialdata_attrs"][name] for name in ("region_key", "instance_key")}
+    return TableModel.parse(table, region=region, **keys, overwrite_metadata=True)
 
 
 def _made_with(bank: Bank) -> dict[str, Any]:
@@ -184,3 +247,55 @@ def software() -> str:
     from ragst_sd import __version__
 
     return f"ragst-sd {__version__}"
+
+
+def _cited_fractions(bank: Bank, selected: Selected) -> np.ndarray | None:
+    """(n, types) cell types of the cited rows by weight, over rows that have fractions; `None` without cell types.
+
+    Methods that cite no rows leave no weights by which fractions could be averaged.
+    """
+    rows, weights = selected.selection.rows, selected.selection.weights
+    if bank.header.cell_types is None or not (rows >= 0).any():
+        return None
+    fractions = np.asarray(bank.types)
+    known = np.isfinite(fractions).all(axis=1)
+    held = np.where((rows >= 0) & known[rows], weights, 0.0)
+    total = held.sum(axis=1, keepdims=True)
+    held = np.divide(held, total, out=held, where=total > 0)
+    return weighted_average(np.where(known[rows], rows, -1), held, np.where(known[:, None], fractions, 0.0))
+
+
+def _with_cell_types(table: AnnData, bank: Bank, genes: Genes) -> AnnData:
+    """The table with genes from single cells in their place, and what its cell types are.
+
+    Unchanged without cell types.
+    """
+    if _keys.CELL_TYPE_FRACTION not in table.obsm:
+        return table
+    about = bank.header.cell_types
+    if genes.scrna:
+        fractions = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)
+        mixed = np.log1p(fractions @ signatures_of(about, genes.scrna))
+        table = _with_genes(table, mixed.astype(np.float32), genes)
+    table.uns[_keys.RETRIEVAL][_keys.CELL_TYPES] = {
+        "names": np.asarray(type_names(about), dtype=str),
+        "method": str(about["method"]),
+        "source": dict(about["source"]),
+        "hash": cell_types_hash(bank.ids, np.asarray(bank.types), about),
+    }
+    return table
+
+
+def _with_genes(table: AnnData, values: np.ndarray, genes: Genes) -> AnnData:
+    """The table with further genes, in the order asked for. What rests on measured values is NaN for them."""
+    var = pd.DataFrame(np.nan, index=pd.Index(genes.scrna), columns=table.var.columns)
+    var[_keys.N_MEASURED] = 0
+    var[_keys.EVIDENCE] = pd.Categorical([_keys.SCRNA] * len(var), categories=table.var[_keys.EVIDENCE].cat.categories)
+    layers = {name: np.full_like(values, np.nan) for name in table.layers if name is not None}
+    layers |= {_keys.EVIDENCE: values}
+    varm = {name: np.full((len(var), *held.shape[1:]), np.nan) for name, held in table.varm.items()}
+    extra = ad.AnnData(values, obs=table.obs, var=var, layers=layers, varm=varm)
+    wide = ad.concat([table, extra], axis="var", merge="first", uns_merge="first")[:, genes.order].copy()
+    wide.var = pd.concat([table.var, var]).astype(table.var.dtypes).loc[genes.order]
+    wide.var.index.name = table.var.index.name
+    return wide

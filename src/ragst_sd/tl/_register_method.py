@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ragst_sd._validate import listing, require_type
 from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.methods import METHODS
 
 
 def register_method(name: str, method: Method) -> None:
@@ -50,9 +51,6 @@ def register_method(name: str, method: Method) -> None:
     `rg.tl.fit(reference, method="nearest")` works with that, and all that comes after it: prediction, explanation,
     intervals and cross-validation.
     """
-    from ragst_sd.retrieval.method import Method
-    from ragst_sd.retrieval.methods import METHODS
-
     require_type(name, str, "name")
     require_type(method, Method, "method", "Make one with `ragst_sd.retrieval.method.Method`.")
     if not name or METHODS.get(name, method) is not method:

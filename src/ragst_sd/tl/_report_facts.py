@@ -60,7 +60,7 @@ def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) ->
         else "block",
         "exclude": [str(column) for column in np.atleast_1d(header["exclude"])],
         "licenses": licenses,
-        "known_licenses": [license for one, license, _ in licenses if one is not UNKNOWN],
+        "known_licenses": [license for kind, license, _ in licenses if kind is not UNKNOWN],
         "unclear_terms": bool({UNKNOWN, UNRECOGNISED} & terms),
         "restricted_terms": bool({NON_COMMERCIAL, NO_DERIVATIVES} & {*terms, terms_of(encoder["license"])}),
         "n_unlicensed": int((sources["license"].map(terms_of) == UNKNOWN).sum()),

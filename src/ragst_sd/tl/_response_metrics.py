@@ -1,8 +1,7 @@
-"""The truth of an evaluation where responses are given, and metrics that need neither cells nor controls."""
+"""Metrics of responses that need neither cells nor controls: of a reference whose responses were given."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,13 +9,10 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_known
-from ragst_sd.reference.genes import take_genes
-from ragst_sd.reference.schema import control_names
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbation_cells import read_labels
+from ragst_sd.tl._measured_responses import Measured
 from ragst_sd.tl._perturbation_metrics import CHOICES as OF_CELLS
 from ragst_sd.tl._perturbation_metrics import DISCRIMINATION, discrimination_scores, mean_metrics
-from ragst_sd.tl._response_table import given_numbers, one_row_of_each, read_responses
 
 CENTRED, RANK, BEST, TOP = "centred_cosine", "rank_score", "best_tenth", "top_genes"
 _SIZES = ("mae_delta", "mse_delta")
@@ -24,25 +20,6 @@ RESPONSE_METRICS = (CENTRED, RANK, BEST, TOP)
 CHOICES = (*RESPONSE_METRICS, "pearson_delta", *_SIZES, *DISCRIMINATION)
 # A difference from the mean that is smaller than this, relative to the mean, is rounding.
 _ROUNDING = 1e-6
-
-
-@dataclass
-class MeasuredTable:
-    """Measured responses, one line per context and perturbation."""
-
-    names: list[tuple[str, str]]
-    """Context and perturbation of each line."""
-    delta: np.ndarray
-    """(lines, g)."""
-    n_cells: np.ndarray
-    """(lines,); 0 where not given."""
-    reliability: np.ndarray
-    """(lines,); NaN where not given."""
-
-    @property
-    def held_out_reliability(self) -> np.ndarray:
-        """(lines,) the same: nothing is known of halves."""
-        return self.reliability
 
 
 def require_metrics(chosen: list[str] | None, given: str) -> list[str]:
@@ -72,34 +49,9 @@ def require_metrics(chosen: list[str] | None, given: str) -> list[str]:
     return chosen
 
 
-def measured_table(
-    adata: AnnData,
-    header: dict[str, Any],
-    genes: list[str],
-    *,
-    perturbation_key: str,
-    context_key: str | None,
-    layer: str | None,
-) -> MeasuredTable:
-    """Measured responses in the unit of the predictions."""
-    normalization = header["normalization"]
-    expression, _ = read_responses(
-        adata, unit=str(normalization["given"]), layer=layer, naming=str(normalization["naming"])
-    )
-    labels = read_labels(adata, perturbation_key, control_names(header), context_key, None, todo="", responses=True)
-    treated = np.flatnonzero(~labels["control"].to_numpy())
-    labels = labels.iloc[treated]
-    one_row_of_each(labels, [_keys.CONTEXT, _keys.PERTURBATION])
-    names = list(zip(labels[_keys.CONTEXT], labels[_keys.PERTURBATION], strict=True))
-    order = sorted(range(len(names)), key=names.__getitem__)
-    n_cells, reliability = given_numbers(adata.obs.iloc[treated].iloc[order])
-    values = dense(take_genes(expression.values, expression.genes, genes))[treated][order]
-    return MeasuredTable([names[i] for i in order], values, n_cells, reliability)
-
-
 def response_scores(
     table: AnnData,
-    truth: MeasuredTable,
+    truth: Measured,
     pairs: list[tuple[int, np.ndarray]],
     chosen: list[str],
     control: str,
@@ -126,12 +78,14 @@ def response_scores(
         here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)
         centre = means.get(str(context), everywhere)
         likeness = _cosines(delta[at], truth.delta[here], centre)
-        own = likeness[np.arange(len(at)), np.searchsorted(here, lines[at])]
+        correct = likeness[np.arange(len(at)), np.searchsorted(here, lines[at])]
         # Ties count half, so that a prediction that is like no response is in the middle.
-        nearer = (likeness > own[:, None]).sum(axis=1) + 0.5 * ((likeness == own[:, None]).sum(axis=1) - 1)
-        scores[CENTRED][at], scores[RANK][at] = own, 1 - nearer / len(here)
+        nearer = (likeness > correct[:, None]).sum(axis=1) + 0.5 * ((likeness == correct[:, None]).sum(axis=1) - 1)
+        scores[CENTRED][at], scores[RANK][at] = correct, 1 - nearer / len(here)
         scores[BEST][at] = nearer < len(here) / 10
-    scores[TOP] = np.array([_top_overlap(one, other) for one, other in zip(delta, truth.delta[lines], strict=True)])
+    scores[TOP] = np.array(
+        [_top_overlap(predicted, measured) for predicted, measured in zip(delta, truth.delta[lines], strict=True)]
+    )
     return scores
 
 

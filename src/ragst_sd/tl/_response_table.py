@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import offered_names, stored_expression
+from ragst_sd._gene_names import normalization, offered_names, stored_expression
 from ragst_sd._validate import listing, require_key, require_known, require_type, require_unique
 from ragst_sd.reference.genes import SYMBOL
 from ragst_sd.reference.schema import RESPONSE_UNITS
@@ -220,14 +220,8 @@ def read_responses(
     error = next((name for name in _ERRORS if name in adata.layers), None)
     errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[:, whole]
     complete = [gene for gene, there in zip(genes, whole, strict=True) if there]
-    normalization = {
-        "unit": RESPONSE_UNITS[unit],
-        "target_sum": float("nan"),
-        "given": unit,
-        "naming": naming,
-        "size_factor_genes": np.array([], dtype=str),
-    }
-    return Expression(sp.csr_matrix(values[:, whole]), complete, normalization), errors
+    about = normalization(unit, naming, unit=RESPONSE_UNITS[unit], target=float("nan"))
+    return Expression(sp.csr_matrix(values[:, whole]), complete, about), errors
 
 
 def given_responses(
@@ -299,8 +293,8 @@ def one_row_of_each(labels: pd.DataFrame, keys: list[str]) -> None:
     """Raise a `ValueError` if a perturbation has two rows in a context."""
     twice = labels[labels.duplicated(keys)]
     if len(twice):
-        found = [f"{row[_keys.PERTURBATION]} in {row[_keys.CONTEXT]}" for _, row in twice.iterrows()]
-        raise ValueError(f"`adata` has more than one row for {listing(dict.fromkeys(found))}. {_MAKE_ONE}")
+        repeated = [f"{row[_keys.PERTURBATION]} in {row[_keys.CONTEXT]}" for _, row in twice.iterrows()]
+        raise ValueError(f"`adata` has more than one row for {listing(dict.fromkeys(repeated))}. {_MAKE_ONE}")
 
 
 def check_responses(values: np.ndarray, unit: str, place: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -125,51 +125,35 @@ def cell_parts(
     screen: Screen, reference: AnnData, row: np.ndarray, max_controls: int, max_cells: int, seed: int
 ) -> dict[str, Any]:
     """What the header keeps of the cells: states of contexts, samples, and what controls are recognised by."""
-    names, genes = reference.obs_names.to_numpy(str), list(reference.var_names)
-    contexts, controls = sample_controls(screen, max_controls, np.random.default_rng(seed))
-    is_control = (screen.cells["used"] & screen.cells["control"]).to_numpy()
+    cells, names = screen.cells, reference.obs_names.to_numpy(str)
+    is_control, contexts = (cells["used"] & cells["control"]).to_numpy(), cells[_keys.CONTEXT].to_numpy(str)
+    by_context = {name: np.flatnonzero(is_control & (contexts == name)) for name in np.unique(contexts[is_control])}
+    controls = _sampled(by_context.values(), max_controls, seed)
+    treated = _sampled((np.flatnonzero(row == i) for i in np.argsort(names)), max_cells, seed)
+    means = [np.asarray(screen.values[at].mean(axis=0)).ravel() for at in by_context.values()]
+    of_cells = cells.index.to_numpy(str)
     return {
-        "contexts": contexts,
-        "controls": controls,
-        "treated": sample_treated(screen, names, row, max_cells, np.random.default_rng(seed)),
-        _keys.CONTROL_CELLS: screen.cells.index[is_control].to_numpy(str),
-        _keys.CONTROL_PRINTS: cell_prints(screen.values[is_control], genes),
+        "contexts": {
+            "context": np.asarray(list(by_context), dtype=str),
+            "mean": np.asarray(means, dtype=np.float32),
+            "n_controls": np.asarray([len(at) for at in by_context.values()], dtype=np.int64),
+        },
+        "controls": {
+            "cell": of_cells[controls],
+            "context": contexts[controls],
+            "batch": cells["batch"].to_numpy(str)[controls],
+            "values": screen.values[controls],
+        },
+        "treated": {"cell": of_cells[treated], "row": names[row[treated]], "values": screen.values[treated]},
+        _keys.CONTROL_CELLS: of_cells[is_control],
+        _keys.CONTROL_PRINTS: cell_prints(screen.values[is_control], list(reference.var_names)),
     }
 
 
-def sample_controls(
-    screen: Screen, max_controls: int, rng: np.random.Generator
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Mean and number of the controls of each context, and a sample of their cells."""
-    control = (screen.cells["control"] & screen.cells["used"]).to_numpy()
-    places = {name: at[control[at]] for name, at in screen.cells.groupby(_keys.CONTEXT).indices.items()}
-    places = {name: at for name, at in sorted(places.items()) if len(at)}
-    at = np.concatenate([_sample(cells, max_controls, rng) for cells in places.values()])
-    means = [np.asarray(screen.values[cells].mean(axis=0)).ravel() for cells in places.values()]
-    state = {
-        "context": np.asarray(list(places), dtype=str),
-        "mean": np.asarray(means, dtype=np.float32),
-        "n_controls": np.asarray([len(cells) for cells in places.values()], dtype=np.int64),
-    }
-    drawn = screen.cells.iloc[at]
-    return state, {
-        "cell": drawn.index.to_numpy(str),
-        "context": drawn[_keys.CONTEXT].to_numpy(str),
-        "batch": drawn["batch"].to_numpy(str),
-        "values": screen.values[at],
-    }
-
-
-def sample_treated(
-    screen: Screen, names: np.ndarray, row: np.ndarray, max_cells: int, rng: np.random.Generator
-) -> dict[str, Any]:
-    """A sample of the perturbed cells of every row."""
-    at = np.concatenate([_sample(np.flatnonzero(row == i), max_cells, rng) for i in np.argsort(names)])
-    return {"cell": screen.cells.index[at].to_numpy(str), "row": names[row[at]], "values": screen.values[at]}
-
-
-def _sample(cells: np.ndarray, most: int, rng: np.random.Generator) -> np.ndarray:
-    return np.sort(rng.choice(cells, min(most, len(cells)), replace=False))
+def _sampled(groups: Iterable[np.ndarray], most: int, seed: int) -> np.ndarray:
+    """Cells drawn from each group: all of a small one."""
+    rng = np.random.default_rng(seed)
+    return np.concatenate([np.sort(rng.choice(cells, min(most, len(cells)), replace=False)) for cells in groups])
 
 
 def dropped_frame(dropped: Dropped) -> pd.DataFrame:

@@ -101,16 +101,15 @@ def section_metrics(
 
 def lines_of_section(
     predicted: np.ndarray, truth: Any, names: Sequence[str], columns: np.ndarray, *, genes: Sequence[str], **about: Any
-) -> pd.DataFrame | None:
-    """`section_metrics` of the genes at `columns`, except that gene sets are scored on all; `None` where none is named."""
+) -> list[pd.DataFrame]:
+    """`section_metrics` of the genes at `columns`, except that gene sets are scored on all."""
     some = [name for name in names if name in SECTION_METRICS and name != GENE_SETS]
     sets = [name for name in names if name == GENE_SETS]
-    parts = [
+    return [
         section_metrics(predicted[:, at], dense(truth[:, at]), wanted, genes=[genes[int(i)] for i in at], **about)
         for wanted, at in ((some, columns), (sets, np.arange(len(genes))))
         if wanted
     ]
-    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def label_share(
@@ -164,11 +163,16 @@ def spatial_graph(positions: np.ndarray) -> sp.csr_matrix:
     return either
 
 
+def _located(predicted: np.ndarray, truth: np.ndarray, about: About) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values and positions of the spots whose positions are known."""
+    assert about.positions is not None
+    known = np.isfinite(about.positions).all(axis=1)
+    return predicted[known], truth[known], about.positions[known]
+
+
 def _spatial_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, float]:
     """Agreement of Moran's I over genes, and of the genes where it is largest."""
-    assert about.positions is not None
-    placed = np.isfinite(about.positions).all(axis=1)
-    predicted, truth, positions = predicted[placed], truth[placed], about.positions[placed]
+    predicted, truth, positions = _located(predicted, truth, about)
     out = {"moran_agreement": np.nan, "svg_overlap": np.nan}
     if len(positions) < 3:
         return out
@@ -202,9 +206,7 @@ def _morans_i(graph: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
 
 def _ssim(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, Any]:
     """Structural similarity of the maps of each gene, in units of its measured range, over the pixels with a spot."""
-    assert about.positions is not None
-    placed = np.isfinite(about.positions).all(axis=1)
-    predicted, truth, positions = predicted[placed], truth[placed], about.positions[placed]
+    predicted, truth, positions = _located(predicted, truth, about)
     genes = np.flatnonzero(varies(truth)) if len(np.unique(positions, axis=0)) > 1 else np.zeros(0, dtype=int)
     if not len(genes):
         return {"ssim": np.nan}
@@ -222,13 +224,9 @@ def _ssim(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, A
 
 def _correlation_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, float]:
     """Pearson correlation of the upper triangles of two gene-gene correlation matrices."""
-    return {"gene_correlation_agreement": _of_triangles(predicted, truth)}
-
-
-def _of_triangles(predicted: np.ndarray, truth: np.ndarray) -> float:
-    n_spots, n_genes = truth.shape
+    out, (n_spots, n_genes) = {"gene_correlation_agreement": np.nan}, truth.shape
     if n_spots < 3 or n_genes < 3:
-        return np.nan
+        return out
     a, b = _unit_columns(predicted), _unit_columns(truth)
     pairs = n_genes * (n_genes - 1)
 
@@ -240,11 +238,10 @@ def _of_triangles(predicted: np.ndarray, truth: np.ndarray) -> float:
 
     means = [(float((x.sum(axis=1) ** 2).sum()) - float((x**2).sum())) / pairs for x in (a, b)]
     spread_a, spread_b = (off_diagonal(x, x) / pairs - mean**2 for x, mean in zip((a, b), means, strict=True))
-    if spread_b <= 1e-12:
-        return np.nan
-    if spread_a <= 1e-12:
-        return 0.0
-    return (off_diagonal(a, b) / pairs - means[0] * means[1]) / float(np.sqrt(spread_a * spread_b))
+    if spread_b > 1e-12:
+        shared = off_diagonal(a, b) / pairs - means[0] * means[1]
+        out["gene_correlation_agreement"] = shared / float(np.sqrt(spread_a * spread_b)) if spread_a > 1e-12 else 0.0
+    return out
 
 
 def _unit_columns(values: np.ndarray) -> np.ndarray:

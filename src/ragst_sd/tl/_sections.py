@@ -16,10 +16,10 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, is_predicted
 from ragst_sd._elements import image_pyramid, require_sdata
-from ragst_sd._embedding import read_embedding
 from ragst_sd._gene_names import check_unit, offered_names, stored_expression
 from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
 from ragst_sd._patches import shrunk
+from ragst_sd._query import read_embedding
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import require_key, require_unique

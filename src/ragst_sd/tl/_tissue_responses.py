@@ -86,10 +86,8 @@ class SpotStates:
     """(n,) spot that stands at each place."""
     at: np.ndarray
     """(g,) places of the tissue's genes among those of the screen."""
-    means: np.ndarray
-    """(contexts, genes of the screen) mean expression of the controls."""
-    names: list[str]
-    """Names of these contexts."""
+    header: ScreenHeader
+    """Of the screen, whose contexts have the mean expression of their controls."""
     center: bool
     """Whether the spots of each context are put on the mean of its controls."""
 
@@ -134,7 +132,8 @@ class SpotStates:
     def _bases(self) -> tuple[np.ndarray, np.ndarray]:
         """(contexts, genes of the screen) means of controls, of all for a new context, and (n,) each place's row."""
         names, codes = np.unique(self.contexts.astype(str), return_inverse=True)
-        known, everywhere = dict(zip(self.names, self.means, strict=True)), self.means.mean(axis=0)
+        known = dict(zip(self.header.contexts, self.header.states, strict=True))
+        everywhere = self.header.states.mean(axis=0)
         return np.array([known.get(str(name), everywhere) for name in names]), codes
 
 
@@ -148,7 +147,7 @@ class Remoteness(NamedTuple):
 
 
 def remoteness(
-    states: np.ndarray, size: int, at: np.ndarray, header: ScreenHeader, rng: np.random.Generator
+    sets: sp.csr_matrix, values: np.ndarray, at: np.ndarray, header: ScreenHeader, rng: np.random.Generator
 ) -> Remoteness:
     r"""Distance of states from the nearest context of the screen, beside that of sets of as many of its own controls.
 
@@ -159,11 +158,13 @@ def remoteness(
 
     Parameters
     ----------
-    states
-        (n, g) mean expression of sets of spots, as it is; NaN is left aside.
-    size
-        Spots in a set.
+    sets
+        (n, n) averages over a spot and those around it.
+    values
+        (n, g) expression; NaN is left aside.
     """
+    # As they are: centring would hide how far they lie.
+    states, size = mean_states(sets, values), sets[0].nnz
     cells = dense(header.controls["values"])[:, at]
     of_cell = np.asarray(header.controls["context"]).astype(str)
     means = header.states[:, at]
@@ -209,8 +210,6 @@ class Responder:
     prepared: Prepared
     """One query per context."""
     contexts: list[str]
-    errors: np.ndarray
-    """(m, g) standard errors of the bank's rows."""
     at: np.ndarray
     """Places of the genes that are predicted."""
     chunk: int
@@ -220,8 +219,8 @@ class Responder:
 
     def respond(self, contexts: np.ndarray, states: np.ndarray) -> tuple[Responded, np.ndarray]:
         """Answers for spots, of the predicted genes only, and the standard error of the evidence."""
-        parts, shares, errors = [], [], []
-        centre, of_rows = self.prepared.bank.values.mean(axis=0), self.errors[:, self.at]
+        parts, shares, errors, bank = [], [], [], self.prepared.bank
+        centre, of_rows = bank.values.mean(axis=0), np.asarray(bank.screen.errors)[:, self.at]
         for selection, answer in self._answers(contexts, states):
             cites = selection.rows >= 0
             weights = sp.csr_matrix(
@@ -276,7 +275,6 @@ def make_responder(task: Task, perturbation: str, contexts: list[str], genes: li
     return Responder(
         prepared=prepared,
         contexts=contexts,
-        errors=np.asarray(bank.screen.errors),
         at=bank.genes.get_indexer(genes),
         chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / len(bank.genes))),
         ready=ready,
