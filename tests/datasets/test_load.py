@@ -661,4 +661,4 @@ def test_gzipped_positions_are_not_needed_to_be_unpacked(offer, drawn):
     files["he.jpg"] = (drawn("st") / "he.jpg").read_bytes()
     roles = {"counts": "c.tsv.gz", "coordinates": "s.tsv.gz", "image": "he.jpg"}
     name = offer("st_tsv", files, {"S1": roles}, um_between_centers=200.0)
-    assert rg.datasets.load(name)["S1"]["table"].n_obs == 121
+    assert rg.datasets.load(name)["S1"]["table"].n_obs == 81
