@@ -3,6 +3,7 @@
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA"
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only gallery   # what is in the gallery and nowhere else
 python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only reading   # the page on how to read a prediction
+python docs/make_figures.py --data "$RAGST_SD_TEST_DATA" --only benchmark   # the picture at the top of the benchmarks
 python docs/make_figures.py --only perturbation   # made-up screen and tissue, no data needed
 python docs/make_figures.py --only viewer   # the page to try, of synthetic tissue, no data needed
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 WIDEST_PX = 1500
 HELD_OUT = "rep01"
 GENES = ["Cck", "Penk", "Doc2g"]
+ONLY = ["benchmark", "gallery", "reading", "perturbation", "viewer"]
 COMPARED = ["rag", "knn", "knn_supervised", "bleep", "mlp", "ridge"]
 SOURCE = {
     "tissue": "olfactory bulb",
@@ -56,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "_static")
-    parser.add_argument("--only", choices=["gallery", "reading", "perturbation", "viewer"], help="draw only these")
+    parser.add_argument("--only", choices=ONLY, help="draw only these")
     args = parser.parse_args()
     args.out.mkdir(exist_ok=True)
     if not args.data and args.only not in ("viewer", "perturbation"):
@@ -69,7 +71,7 @@ def main() -> None:
         draw_gallery(Path(args.data) / "histology" / "mob2k", args.out)
     if args.only in (None, "reading"):
         draw_section(Path(args.data) / "histology" / "mob", args.out)
-    if args.only is None:
+    if args.only in (None, "benchmark"):
         draw_benchmark(Path(args.data) / "histology" / "mob2k", args.out / "benchmark.png")
     for path in args.out.glob("*.png"):
         shrink(path)
