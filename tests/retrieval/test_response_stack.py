@@ -142,6 +142,35 @@ def test_what_other_contexts_say_is_found_and_noise_is_not(rng):
     assert nothing.gain < 0.3
 
 
+def test_nothing_is_given_for_saying_how_long_a_response_is(rng):
+    """Single genes do less than the combinations that the mean is made of."""
+    bank = two_lines(rng, n=40, width=5)
+    mean = 3 * rng.normal(size=30)
+    length = np.where(np.arange(40) % 2, 0.4, 1.0)[:, None]
+    values = np.tile(length * mean, (2, 1)) + 0.3 * rng.normal(size=(80, 30))
+    values -= values.mean(axis=1, keepdims=True)
+    bank = replace(bank, values=values, screen=replace(bank.screen, halves=(values, values)))
+    held = held_out(bank, 0, shape_halves(bank, None))
+    asked = [
+        (one.query.perturbed[i], one.query.contexts[i], one.truth[i]) for one in held for i in range(len(one.truth))
+    ]
+    truth = {(genes, context): line for genes, context, line in asked}
+    for one in held:
+        assert np.abs((one.beyond(one.truth) * one.level).sum(axis=1)).max() < 1e-8
+    run, parts = Run(n_neighbors=4), ("ridge",)
+
+    def knows_more(bank, query):
+        return np.array([truth[asked] for asked in zip(query.perturbed, query.contexts, strict=True)])
+
+    def knows(bank, query):
+        """Exactly how long each response is, and nothing else."""
+        level = pool_mean(bank, query)
+        return level * ((knows_more(bank, query) * level).sum(axis=1) / (level**2).sum(axis=1))[:, None]
+
+    assert choose_stack(bank, run, 0, held, parts, knows).gated == 0
+    assert choose_stack(bank, run, 0, held, parts, knows_more).gated > 0.8
+
+
 def held(truth, *, weight=None):
     """Perturbations that were held out, of which `truth` is known."""
     query = SimpleNamespace(perturbed=[(f"P{i}",) for i in range(len(truth))])

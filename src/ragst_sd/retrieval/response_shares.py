@@ -50,6 +50,8 @@ class Held(NamedTuple):
     """(a, g) responses of the rows that may be used, per dose, relative to the means of their contexts."""
     dose: np.ndarray
     """(q, 1)."""
+    level: np.ndarray
+    """(q, g) mean of the pool."""
     truth: np.ndarray
     """(q, g) against the other half of the controls, relative to the mean of the pool."""
     weight: np.ndarray
@@ -62,9 +64,14 @@ class Held(NamedTuple):
         found = self.dose * self.lesson.reach * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
         return found[self.kept]
 
+    def beyond(self, values: np.ndarray) -> np.ndarray:
+        """(q, g) what does not lie along the mean of the pool."""
+        size = np.maximum((self.level**2).sum(axis=1, keepdims=True), _TINY)
+        return values - self.level * (values * self.level).sum(axis=1, keepdims=True) / size
+
     def some(self, keep: np.ndarray) -> Held:
         """The same of some of the queries; (q,) mask."""
-        parts = {name: getattr(self, name)[keep] for name in ("truth", "weight")}
+        parts = {name: getattr(self, name)[keep] for name in ("level", "truth", "weight")}
         return self._replace(kept=np.flatnonzero(keep), query=self.query.some(np.flatnonzero(keep)), **parts)
 
 
@@ -78,7 +85,7 @@ class Chosen:
     gated: float
     """Share of what is given beside them."""
     gain: float
-    """Cosine with held-out responses, both relative to the mean."""
+    """Cosine with held-out responses, both without the mean."""
     error: float
 
 
@@ -187,8 +194,8 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
     weight = np.clip(one.screen.reliability[rows], _LEAST_WEIGHT, 1)
     dose_of_rows = doses(tuple(one.screen.perturbed[row] for row in lesson.allowed))[:, None]
     gaps = relative(one.values[lesson.allowed], one.sections[lesson.allowed]) / dose_of_rows
-    truth = other.values[rows] - pool_mean(one, query)
-    return [Held(one, query, lesson, gaps, doses(query.perturbed)[:, None], truth, weight)]
+    level, dose = pool_mean(one, query), doses(query.perturbed)[:, None]
+    return [Held(one, query, lesson, gaps, dose, level, other.values[rows] - level, weight)]
 
 
 def choose_stack(
@@ -207,7 +214,7 @@ def choose_stack(
     def pick(name: str, options: list[Settings]) -> Settings:
         if name not in parts or len(options) == 1:
             return options[0]
-        scores = [_cosine(held, [one.predict(name, known, settings, k) for one in held]) for settings in options]
+        scores = [_cosine(held, [one.predict(name, known, settings, k) for one in held])[0] for settings in options]
         return options[int(np.argmax(scores))]
 
     best = pick("kernel_ridge", [best._replace(beta=b, alpha=a) for b, a in product(betas, _ALPHAS)])
@@ -218,12 +225,15 @@ def choose_stack(
     found = [[one.predict(name, known, best, k) for one in held] for name in usable]
     if gated is not None:
         found.append([gated(one.bank, one.query) for one in held])
+    # That a response is shorter than the mean, as that of a single gene among combinations, says nothing for a part.
+    found = [[one.beyond(f) for one, f in zip(held, of_part, strict=True)] for of_part in found]
+    held = [one._replace(truth=one.beyond(one.truth)) for one in held]
     # Ridge divides by one plus its penalty, on average.
     penalty = {"learned": best.again, "kernel_ridge": best.alpha, "ridge": best.linear, "moved": best.linear}
     most = np.array([1 + penalty.get(name, 0.0) for name in usable] + [1.0] * (gated is not None))
     shares = np.ones(1) if parts == ("kernel_ridge",) else choose_shares(held, found, most)
     total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
-    gain, error = _cosine(held, total), _cosine(held, total, error=True)
+    gain, error = _cosine(held, total)
     if not gain > error:
         shares = np.zeros_like(shares)
     named = dict(zip(usable, shares, strict=False))
@@ -239,17 +249,14 @@ def choose_stack(
     )
 
 
-def _cosine(held: list[Held], found: list[np.ndarray], *, error: bool = False) -> float:
-    """Weighted mean of the cosines of rows with their truth, or its standard error."""
-    cosine = np.concatenate([_cosines(f, one.truth) for one, f in zip(held, found, strict=True)])
-    weight = np.concatenate([one.weight for one in held])
+def _cosine(held: list[Held], found: list[np.ndarray]) -> tuple[float, float]:
+    """Weighted mean of the cosines of rows with their truth, and its standard error."""
+    truth, weight = (np.concatenate([getattr(one, name) for one in held]) for name in ("truth", "weight"))
+    rows = np.concatenate(found)
+    size = np.linalg.norm(rows, axis=1) * np.linalg.norm(truth, axis=1)
+    cosine = np.divide((rows * truth).sum(axis=1), size, out=np.zeros(len(rows)), where=size > _TINY)
     scaled = cosine * weight / weight.mean()
-    return float(scaled.std() / np.sqrt(len(scaled)) if error else scaled.mean())
-
-
-def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    size = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    return np.divide((a * b).sum(axis=1), size, out=np.zeros(len(a)), where=size > _TINY)
+    return float(scaled.mean()), float(scaled.std() / np.sqrt(len(scaled)))
 
 
 def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndarray) -> np.ndarray:
@@ -259,7 +266,7 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndar
               + \lambda \sum_i (v_i - 1/m)^2, \qquad
               \pi_i = \frac{v_i c_i / \max(1, \sum_k v_k c_k / b_k)}{1 + (\sigma / s)^2}
 
-    with y relative to the mean, and :math:`c_i` the coefficient of part i by itself, at most :math:`b_i`, of which m
+    with y and f without what lies along the mean, and :math:`c_i` the coefficient of part i by itself, at most :math:`b_i`, of which m
     are above zero. Lambda weighs as much as 5 perturbations. b, called `most`, undoes what a penalty has shrunk, so
     that the sum is at most an average of measured responses: parts that are short on held-out perturbations, which
     may be unlike all others, need not be short on those asked for. s is the coefficient of the sum, and
