@@ -85,7 +85,7 @@ class Chosen:
     gated: float
     """Share of what is given beside them."""
     gain: float
-    """Cosine with held-out responses, both without the mean."""
+    """Cosine with held-out responses, both relative to the mean."""
     error: float
 
 
@@ -206,7 +206,11 @@ def choose_stack(
     parts: tuple[str, ...] = PARTS,
     gated: Gated | None = None,
 ) -> Chosen:
-    r"""Settings of the parts, each by its own cosine with held-out responses, and shares by :func:`choose_shares`."""
+    """Settings of the parts, each by its own cosine with held-out responses, and shares by :func:`choose_shares`.
+
+    Shares for perturbations that nobody measured are chosen on what does not lie along the mean: that a response is
+    shorter, as of one gene among combinations, speaks for no part.
+    """
     known = int(kind == MEASURED)
     betas = _BETAS if known and bank.key.shape[1] else (1.0,) if not known else (0.0,)
     k, best = run.n_neighbors, Settings()
@@ -225,13 +229,14 @@ def choose_stack(
     found = [[one.predict(name, known, best, k) for one in held] for name in usable]
     if gated is not None:
         found.append([gated(one.bank, one.query) for one in held])
-    # That a response is shorter than the mean, as that of a single gene among combinations, says nothing for a part.
-    found = [[one.beyond(f) for one, f in zip(held, of_part, strict=True)] for of_part in found]
-    held = [one._replace(truth=one.beyond(one.truth)) for one in held]
+    alone = parts == ("kernel_ridge",)
+    if not (known or alone):
+        found = [[one.beyond(f) for one, f in zip(held, of_part, strict=True)] for of_part in found]
+        held = [one._replace(truth=one.beyond(one.truth)) for one in held]
     # Ridge divides by one plus its penalty, on average.
     penalty = {"learned": best.again, "kernel_ridge": best.alpha, "ridge": best.linear, "moved": best.linear}
     most = np.array([1 + penalty.get(name, 0.0) for name in usable] + [1.0] * (gated is not None))
-    shares = np.ones(1) if parts == ("kernel_ridge",) else choose_shares(held, found, most)
+    shares = np.ones(1) if alone else choose_shares(held, found, most)
     total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
     gain, error = _cosine(held, total)
     if not gain > error:
@@ -266,7 +271,7 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndar
               + \lambda \sum_i (v_i - 1/m)^2, \qquad
               \pi_i = \frac{v_i c_i / \max(1, \sum_k v_k c_k / b_k)}{1 + (\sigma / s)^2}
 
-    with y and f without what lies along the mean, and :math:`c_i` the coefficient of part i by itself, at most :math:`b_i`, of which m
+    with y relative to the mean, and :math:`c_i` the coefficient of part i by itself, at most :math:`b_i`, of which m
     are above zero. Lambda weighs as much as 5 perturbations. b, called `most`, undoes what a penalty has shrunk, so
     that the sum is at most an average of measured responses: parts that are short on held-out perturbations, which
     may be unlike all others, need not be short on those asked for. s is the coefficient of the sum, and
