@@ -166,12 +166,7 @@ def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.
 
 
 def _without_retrieval(
-    parameters: Mapping[str, Any],
-    bank: Bank,
-    query: Query,
-    level: np.ndarray,
-    share: np.ndarray,
-    kind: np.ndarray,
+    parameters: Mapping[str, Any], bank: Bank, query: Query, level: np.ndarray, share: np.ndarray, kind: np.ndarray
 ) -> np.ndarray:
     """(q, g) the mean of the pool and, as far as that is trusted, what bilinear regression adds to it."""
     out = level.copy()
@@ -255,8 +250,7 @@ class ReadyRag:
         rows = np.where(cited > 0, self.neighbors.rows[line], -1)
         distances = np.where(rows >= 0, self.distances[line], np.nan)
         query = self.query.some(line)
-        chosen = Selection(query.key, rows, cited, distances, query=query, strength=total)
-        return shortened(chosen, self.query.n_neighbors)
+        return shortened(Selection(query.key, rows, cited, distances, query=query, strength=total), query.n_neighbors)
 
     def respond(self, line: np.ndarray, z: np.ndarray) -> tuple[Selection, Answer]:
         """Rows and answer for queries `line` in states (n, l)."""
@@ -265,8 +259,7 @@ class ReadyRag:
         for one in np.unique(line):
             own = np.flatnonzero(line == one)
             response[own] += trusted[own] @ self.relative[one]
-        share = self.neighbors.explained[line, 0]
-        return selection, _answered(self.bank, selection, response, self.level[line], share)
+        return selection, _answered(self.bank, selection, response, self.level[line], self.neighbors.explained[line, 0])
 
     def mixture(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
         """(n, q + q K) shares of the rows of `parts` that responses are made of; states (n, l) may lie off the rim."""

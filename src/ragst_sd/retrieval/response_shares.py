@@ -199,12 +199,7 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
 
 
 def choose_stack(
-    bank: Bank,
-    run: Run,
-    kind: int,
-    held: list[Held],
-    parts: tuple[str, ...] = PARTS,
-    gated: Gated | None = None,
+    bank: Bank, run: Run, kind: int, held: list[Held], parts: tuple[str, ...] = PARTS, gated: Gated | None = None
 ) -> Chosen:
     """Settings of the parts, each by its own cosine with held-out responses, and shares by :func:`choose_shares`.
 
