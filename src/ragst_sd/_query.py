@@ -209,7 +209,6 @@ def read_query(
         _check_statistics(origin, table_key)
         standardized = standardize(embedding, np.asarray(origin["section_mean"]), np.asarray(origin["section_std"]))
         standardized[~finite] = 0.0
-    log_unknown_origin(origin)
     return Query(
         table_key=table_key,
         table=table,

@@ -24,8 +24,9 @@ _PLAUSIBLE_UM = (0.05, 100.0)
 def keep_image_mpp(sdata: SpatialData, image_key: str, mpp: float) -> None:
     """Keep the microns per pixel of an image in `sdata.attrs`, and the pixels they were measured in."""
     _warn_of_unit(mpp, image_key)
+    pixels = _pixels(sdata, image_key)
     remember(sdata, _keys.IMAGE_MPP, image_key, float(mpp))
-    remember(sdata, _keys.IMAGE_PIXELS, image_key, _pixels(sdata, image_key))
+    remember(sdata, _keys.IMAGE_PIXELS, image_key, pixels)
 
 
 def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = None) -> float | None:

@@ -187,6 +187,11 @@ def test_columns_are_missed_by_name(world, name):
             call()
 
 
+def test_genes_are_named(world):
+    with pytest.raises(TypeError, match="genes is a NoneType|`genes` is"):
+        world.explain(genes=None)
+
+
 def other_reference(w: World) -> None:
     w.reference = w.reference[:-1].copy()
 

@@ -15,7 +15,7 @@ from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import Origin
 from ragst_sd._results import Prediction, matching_bank, predicted, require_matching
-from ragst_sd._validate import require_choice, require_key
+from ragst_sd._validate import name_list, require_choice, require_key
 from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, regression_lines, response_parts
 
 # Where a narrow screen leaves out the middle, what was cited with which weight is still there.
@@ -115,7 +115,7 @@ def explain(
     prediction = predicted(sdata, prediction_key, any_task=True, exact=True)
     for name in (_keys.EVIDENCE, _keys.RESPONSE) if prediction.of_responses else (_keys.EVIDENCE,):
         require_key(name, prediction.table.layers, "table.layers", "It is written with the prediction; predict again.")
-    spots, columns = prediction.spots(obs_names), prediction.genes(genes)
+    spots, columns = prediction.spots(obs_names), prediction.genes(name_list(genes, "genes"))
     if prediction.of_responses:
         return response_parts(prediction, require_matching(prediction, reference), spots, columns)
     bank = matching_bank(prediction, reference, _cited_by(prediction, spots)[2])

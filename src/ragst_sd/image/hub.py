@@ -74,6 +74,9 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
             f"{model_id!r} is gated: its owners ask every user to accept their terms. Accept the licence at {url}, "
             f"run `hf auth login` with a token of that account, and try again; or {local_advice}.{page}"
         )
+    is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if "OfflineModeIsEnabled" in names or (is_set and "LocalEntryNotFoundError" in names):
+        return _unreachable(model_id, url, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice, what)
     if "RepositoryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} was not found on the hub, or it is private or gated and you are not logged in. Check the "
@@ -81,11 +84,8 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
         )
     if "RevisionNotFoundError" in names:
         return FileNotFoundError(f"{model_id!r} names a revision that the hub does not have: {url}/tree/main.")
-    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
-        is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-        offline = is_set or "OfflineModeIsEnabled" in names
-        reason = "offline mode is set (`HF_HUB_OFFLINE`)" if offline else "the hub cannot be reached"
-        return _unreachable(model_id, url, reason, local_advice, what)
+    if "LocalEntryNotFoundError" in names:
+        return _unreachable(model_id, url, "the hub cannot be reached", local_advice, what)
     if "EntryNotFoundError" in names and what != WEIGHTS:
         return FileNotFoundError(f"{model_id!r} has no such file ({error}). Its files: {url}/tree/main.")
     if "EntryNotFoundError" in names:

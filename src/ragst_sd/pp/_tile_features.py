@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -125,8 +126,9 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     name = next((key for key, each in sdata.tables.items() if each is table), None)
     stated: dict[str, Any] = {}
     # What LazySlide and sopa keep beside their tables; the former as an object while it is in memory.
-    spec, config = (sdata.attrs.get("tile_spec") or {}).get(region), table.uns.get("embedding_config")
-    if config:
+    specs, config = sdata.attrs.get("tile_spec"), table.uns.get("embedding_config")
+    spec = specs.get(region) if isinstance(specs, Mapping) else None
+    if isinstance(config, Mapping) and config:
         magnification = config.get("magnification")
         stated = {"model": config.get("model_name"), "tile_px": config.get("patch_width")}
         stated["mpp"] = UM_AT_1X / magnification if magnification else None

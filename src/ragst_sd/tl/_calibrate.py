@@ -147,6 +147,12 @@ def calibrate(
     if "regression" in names:
         # Nor did one always have a regression; its refits are to be like it.
         known["regression"] = REGRESSION in fit.parameters
+    if REGRESSION in fit.parameters and "regression_scale" not in fit.parameters:
+        logger.warning(
+            "The fit of %r is of an earlier release, which did not scale its regression; calibration fits with the scale. "
+            "Fit anew with `rg.tl.fit`, so that the intervals are those of its predictions.",
+            fit.method,
+        )
     run = Run(resolve_options(METHODS, fit.method, known), int(fit.rng), train_on(device), amp)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
     parts: list[pd.DataFrame] = []

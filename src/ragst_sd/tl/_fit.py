@@ -173,14 +173,15 @@ def fit(
         everywhere = bank.measured.all(axis=0)
         reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
     _write(reference, record, fitted)
+    rest = f", {fitted.key.shape[1]} components, {record['inner_groups']} held out to choose and calibrate"
     logger.info(
-        "Fitted %r on %d rows: %d neighbours of %d candidates, %d components, %s held out to choose.",
+        "Fitted %r on %d %s: %d neighbours of %d candidates%s.",
         method,
         reference.n_obs,
+        "responses" if task == TASK else "rows",
         record["n_neighbors"],
         record["n_candidates"],
-        fitted.key.shape[1],
-        record["inner_groups"],
+        "" if task == TASK else rest,
     )
 
 

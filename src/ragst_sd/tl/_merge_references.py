@@ -179,7 +179,7 @@ def _rows(name: str, reference: AnnData, header: dict[str, Any], plan: Plan, pan
     if _keys.THUMBNAIL in reference.obsm:
         pictures = np.asarray(reference.obsm[_keys.THUMBNAIL])[keep]
         # Those of earlier releases have half the edge: each of their pixels is repeated.
-        enlarged = THUMBNAIL_PX // pictures.shape[1]
+        enlarged = max(1, THUMBNAIL_PX // pictures.shape[1])
         rows.obsm[_keys.THUMBNAIL] = pictures.repeat(enlarged, axis=1).repeat(enlarged, axis=2)
     return rows
 

@@ -18,7 +18,7 @@ from ragst_sd._elements import require_sdata
 from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
-from ragst_sd._query import read_query, section_grounding
+from ragst_sd._query import log_unknown_origin, read_query, section_grounding
 from ragst_sd._replacing import version_of
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
@@ -177,6 +177,7 @@ def predict(
     check_key_added(sdata, key_added)
     use_rep = bank.header.use_rep if use_rep is None else use_rep
     query = read_query(sdata, bank, table_key=table_key, use_rep=use_rep, donor_key=donor_key)
+    log_unknown_origin(query.header)
     wanted = wanted_genes(bank, genes)
     if store is not None and wanted.scrna:
         raise ValueError(
