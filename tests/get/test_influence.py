@@ -156,6 +156,20 @@ def test_where_and_fewer_neighbours_are_kept(three, as_mask):
     assert list(frame.loc["donor2"][COLUMNS[4:]]) == pytest.approx(expected, abs=1e-5)
 
 
+def test_says_nothing_of_the_embedding_that_predict_has_said(sections, caplog):
+    for sdata in sections.values():
+        table = sdata.tables["table"]
+        table.obsm["X_bare"] = np.asarray(table.obsm["X_colour"]).copy()
+    query = sections["donor3"]
+    reference = rg.tl.build_reference({name: sections[name] for name in ("donor1", "donor2")}, use_rep="X_bare")
+    rg.tl.fit(reference, method="knn", n_neighbors=10)
+    rg.tl.predict(query, reference)
+    assert "has no header" in caplog.text
+    caplog.clear()
+    influence(query, reference)
+    assert "has no header" not in caplog.text
+
+
 def test_a_group_without_which_nothing_is_left(query, fitted, caplog):
     rg.tl.predict(query, fitted)
     with caplog.at_level(logging.WARNING):

@@ -11,7 +11,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd._bank import open_bank
-from ragst_sd._reference import reference_hash
+from ragst_sd._reference import fit_hash, reference_hash
 from ragst_sd.retrieval.conformal import group_threshold
 from ragst_sd.tl._calibrate import calibrate
 from ragst_sd.tl._folds import outer_folds
@@ -38,6 +38,18 @@ def shared_out(reference, n_donors):
     reference.obs["donor"] = pd.Categorical([f"d{code}" for code in codes])
     assert reference.obs["donor"].nunique() == n_donors
     return reference
+
+
+def test_a_fit_without_the_scale_of_its_regression_is_warned_of(three, caplog):
+    rg.tl.fit(three, method="kernel_ridge", progress=False)
+    record = three.uns["ragst"]["fit"]
+    del record["parameters"]["regression_scale"]
+    record["fit_hash"] = fit_hash(three, three.uns["ragst"], record)
+    rg.tl.calibrate(three, **QUIET)
+    assert "'kernel_ridge' was made by an earlier release" in caplog.text
+    caplog.clear()
+    calibrated(three, method="kernel_ridge")
+    assert "earlier release" not in caplog.text
 
 
 class TestQuantiles:

@@ -17,11 +17,6 @@ def _bank():
     )
 
 
-@pytest.fixture
-def bank(_bank):
-    return _bank.copy()
-
-
 @pytest.mark.parametrize("method", RESPONSE_METHODS)
 def test_fit_follows_the_task_of_the_reference(bank, method):
     before = bank.X.copy()
@@ -71,3 +66,10 @@ def test_a_reference_of_one_perturbation_has_its_mean(method, caplog):
     table = rg.tl.perturb(screen[:3].copy(), reference, perturbations="P5", unit="log1p_cp10k")
     np.testing.assert_allclose(table.layers["response"][0], np.asarray(reference.X)[0], atol=1e-5)
     assert ("nothing can be held out to choose on" in caplog.text) == (method == "rag")
+
+
+def test_the_log_says_responses(bank, caplog):
+    with caplog.at_level("INFO"):
+        rg.tl.fit(bank, method="mean")
+    assert f"Fitted 'mean' on {bank.n_obs} responses: 3 neighbours of " in caplog.text
+    assert "held out to choose" not in caplog.text

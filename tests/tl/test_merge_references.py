@@ -203,6 +203,16 @@ def test_what_is_no_reference_is_refused(given):
         rg.tl.merge_references(given)
 
 
+def test_larger_thumbnails_are_kept(sections):
+    large = rg.tl.build_reference({"donor1": sections["donor1"]}, use_rep="X_colour")
+    large.obsm["thumbnail"] = np.asarray(large.obsm["thumbnail"]).repeat(2, axis=1).repeat(2, axis=2)
+    other = rg.tl.build_reference({"donor2": sections["donor2"]}, use_rep="X_colour")
+    other.obsm["thumbnail"] = np.asarray(other.obsm["thumbnail"]).repeat(2, axis=1).repeat(2, axis=2)
+    merged = rg.tl.merge_references([large, other])
+    rows = merged.obs_names.get_indexer(large.obs_names)
+    np.testing.assert_array_equal(merged.obsm["thumbnail"][rows], large.obsm["thumbnail"])
+
+
 def test_thumbnails_of_an_earlier_release_are_enlarged(sections):
     first, second = (rg.tl.build_reference({name: sections[name]}, use_rep="X_colour") for name in ("donor1", "donor2"))
     small = second.copy()

@@ -45,18 +45,6 @@ def _bank(_screen):
 
 
 @pytest.fixture
-def bank(_bank):
-    return _bank.copy()
-
-
-@pytest.fixture(scope="module")
-def _rag(_bank):
-    reference = _bank.copy()
-    rg.tl.fit(reference, method="rag")
-    return reference
-
-
-@pytest.fixture
 def fit(_rag):
     """Fit a method with quick options; `rag`, whose fit takes longest, has been fitted once."""
 

@@ -51,18 +51,6 @@ def _bank(made):
 
 
 @pytest.fixture
-def bank(_bank):
-    return _bank.copy()
-
-
-@pytest.fixture(scope="module")
-def _rag(_bank):
-    reference = _bank.copy()
-    rg.tl.fit(reference, method="rag")
-    return reference
-
-
-@pytest.fixture
 def rag(_rag):
     """The reference, fitted with `rag`."""
     return _rag.copy()

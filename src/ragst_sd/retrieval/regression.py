@@ -6,9 +6,8 @@ r"""The regression H of the stack: kernel ridge, which is a signed sum over meas
 with the features z of a spot relative to their mean over the rows, :math:`\lambda` the mean eigenvalue of
 :math:`\tilde Z^\top \tilde Z`, and the scale c that has the least squared error on held-out groups. The features are the
 principal components of the embedding, or those of a Gaussian kernel at landmarks (Nystroem's method, Williams and Seeger
-2001), whichever predicts held-out groups better. Coefficients
-(features x genes) are kept; they are resolved into rows when somebody asks. On its own it is the method `kernel_ridge`,
-which cites no rows.
+2001), whichever predicts held-out groups better. Coefficients (features x genes) are kept; they are resolved into rows
+when somebody asks. On its own it is the method `kernel_ridge`, which cites no rows.
 """
 
 from __future__ import annotations
@@ -134,10 +133,10 @@ def fit_regression(
 
 
 def regression_scale(smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
-    """The factor with which predictions of held-out groups have the least squared error; one where it is not positive.
+    """The factor that gives predictions of held-out groups the least squared error; one where it would not be positive.
 
-    The penalty is the one with the best correlation, which may shrink predictions to nearly nothing. Beside them, the
-    smallest share of retrieval would be most of the sum.
+    The penalty is chosen by correlation, which does not see how far it shrinks the predictions. If they were nearly
+    zero, retrieval would be most of the sum even with the smallest share.
     """
     along = sum(float((h * y).mean()) for h, y in zip(smooth, truth, strict=True))
     size = sum(float((h**2).mean()) for h in smooth)

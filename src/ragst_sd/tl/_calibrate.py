@@ -149,8 +149,8 @@ def calibrate(
         known["regression"] = REGRESSION in fit.parameters
     if REGRESSION in fit.parameters and "regression_scale" not in fit.parameters:
         logger.warning(
-            "The fit of %r is of an earlier release, which did not scale its regression; calibration fits with the scale. "
-            "Fit anew with `rg.tl.fit`, so that the intervals are those of its predictions.",
+            "This fit of %r was made by an earlier release, which did not scale its regression. Calibration fits parts of "
+            "the reference with that scale, so the intervals may not suit the predictions. Run `rg.tl.fit` again first.",
             fit.method,
         )
     run = Run(resolve_options(METHODS, fit.method, known), int(fit.rng), train_on(device), amp)

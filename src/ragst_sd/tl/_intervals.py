@@ -178,8 +178,8 @@ def interval_rule(
         )
     elif unit not in (conformal.UNITS[0], "block"):
         logger.warning(
-            "Intervals at %g rest on %s (%d donors were calibrated on, too few for that level): their coverage on new "
-            "donors is not assured.",
+            "Intervals at %g rest on %s, since the reference has too few donors for that level (%d): their coverage on "
+            "new donors is not assured.",
             levels[place],
             "sections" if unit == conformal.UNITS[1] else "single spots",
             int(calibration["n_donors"]),

@@ -99,7 +99,7 @@ def predicted_table(
     values: Values,
 ) -> AnnData:
     """Assemble and validate the table; see :func:`ragst_sd.tl.predict` for its fields."""
-    genes, own = wanted.measured, eligibility.itself
+    genes, row_of = wanted.measured, eligibility.itself
     selection, grounding, outside = selected.selection, selected.grounding, ~query.finite
     rows = np.where(outside[:, None], -1, selection.rows)
     pointers, cited = cite_rows(bank.ids, bank.obs, rows, _CITED, _CITED_NUMBERS, bank.digests)
@@ -114,7 +114,7 @@ def predicted_table(
             _keys.LEVEL: selection.level if selection.level.any() else None,
             _keys.REGRESSION_KEY: selection.features,
             _keys.CELL_TYPE_FRACTION: _cited_fractions(bank, selected),
-            _keys.MEASURED: None if own is None else own >= 0,
+            _keys.MEASURED: None if row_of is None else row_of >= 0,
             _keys.INTERVAL_QUANTILES: None if rule is None else rule.quantiles,
             **{f"var/{name}": column for name, column in _about_genes(bank, genes, eligibility.split).items()},
         },
