@@ -78,7 +78,7 @@ def enlarge(reference, n_rows: int):
     )
     fit["reference_hash"] = header["content_hash"] = reference_hash(large)
     header[_keys.FIT] = fit
-    fit["fit_hash"] = fit_hash(large, header, fit)
+    fit["fit_hash"] = fit_hash(large, fit)
     return large
 
 

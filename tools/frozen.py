@@ -24,7 +24,7 @@ import torch
 
 import ragst_sd as rg
 from ragst_sd._demo import read_folder
-from ragst_sd._reference import fit_hash, is_perturbation, perturbation_fit_hash, perturbation_hash, reference_hash
+from ragst_sd._reference import fit_hash, reference_hash
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
@@ -231,10 +231,9 @@ def give_fit(reference: AnnData, path: Path) -> None:
             reference.obsm[name] = kept.pop(name)
     reference.uns["ragst"] = {**reference.uns["ragst"], **nested(kept)}
     # Another processor may round the last bit of an embedding otherwise, and the fit is then of another reference.
-    header, record = reference.uns["ragst"], reference.uns["ragst"]["fit"]
-    responses = is_perturbation(reference)
-    record["reference_hash"] = perturbation_hash(reference) if responses else reference_hash(reference)
-    record["fit_hash"] = perturbation_fit_hash(reference, record) if responses else fit_hash(reference, header, record)
+    record = reference.uns["ragst"]["fit"]
+    record["reference_hash"] = reference_hash(reference)
+    record["fit_hash"] = fit_hash(reference, record)
 
 
 def compare(data: Path, folder: Path = FOLDER, *, refit: bool = False) -> list[str]:

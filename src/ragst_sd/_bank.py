@@ -16,7 +16,7 @@ from ragst_sd._labels import label, labels
 from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.responses import components
-from ragst_sd.reference.schema import TASK, check_fit
+from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.bank import Bank, Cells, Screen
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.retrieval.training import dense
@@ -47,7 +47,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
     """
     if task == TASK:
         return _open_screen(reference, fitted=fitted)
-    stored = _reference.reference_header(reference)
+    stored = _reference.read_header(reference, task)
     cell_types(reference)  # fractions and header go together
     header, lazy = Header.read(stored), _reference.is_lazy(reference)
     digests, values = None, reference.X
@@ -61,7 +61,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         header = replace(header, content_hash=_reference.whole_hash(reference, digests))
         values = np.asarray(values) if sparse is None else sparse
     if fitted:
-        _check_fit(reference, stored, header.content_hash, whole=whole and not lazy)
+        _reference.require_fit(reference, stored, header.content_hash, whole=whole and not lazy)
     obs = reference.obs
     panel = {name: i for i, name in enumerate(header.panels)}
     panel_names, of_name = _codes(obs[_keys.PANEL])
@@ -103,15 +103,11 @@ def _described(reference: AnnData, header: Header | ScreenHeader, fit: Any) -> d
 
 def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
     """Responses in the order of the rows; cells, which few methods need, are left where they are: see `with_cells`."""
-    stored = _reference.perturbation_header(reference)
-    current = _reference.perturbation_hash(reference)
-    header = replace(ScreenHeader.read(stored), content_hash=current)
+    stored = _reference.read_header(reference, TASK)
+    header = replace(ScreenHeader.read(stored), content_hash=_reference.reference_hash(reference))
     fit: Any = stored.get(_keys.FIT)
     if fitted:
-        check_fit(fit, task=TASK)
-        _reference.require_unchanged(reference, fit, current)
-        if _reference.perturbation_fit_hash(reference, fit) != fit["fit_hash"]:
-            raise ValueError(_reference.FIT_CHANGED)
+        _reference.require_fit(reference, stored, header.content_hash)
     values, given = dense(reference.X), header.from_responses
     halves = (values, values) if given else tuple(dense(reference.layers[name]) for name in _keys.RESPONSE_HALVES)
     error = reference.layers.get(_keys.STANDARD_ERROR)
@@ -172,18 +168,6 @@ def _codes(column: pd.Series, name_of: Callable[[Any], str] = str) -> tuple[np.n
     codes, values = column.factorize(use_na_sentinel=False)
     names, place = np.unique(np.array([name_of(value) for value in values], dtype=str), return_inverse=True)
     return names, place[codes]
-
-
-def _check_fit(reference: AnnData, stored: dict[str, Any], current: str, *, whole: bool) -> None:
-    """Raise a `ValueError` if there is no fit, its method is unknown, or anything changed since."""
-    from ragst_sd.retrieval.methods import method_of_fit
-
-    fit: Any = stored.get(_keys.FIT)
-    check_fit(fit)
-    method_of_fit(fit["method"])
-    _reference.require_unchanged(reference, fit, current)
-    if whole and _reference.fit_hash(reference, stored, fit) != fit["fit_hash"]:
-        raise ValueError(_reference.FIT_CHANGED)
 
 
 def standardized(reference: AnnData, bank: Bank) -> Bank:

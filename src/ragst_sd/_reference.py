@@ -16,7 +16,7 @@ from ragst_sd._labels import labels
 from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import combined_hash, content_hash, parameters_hash, row_digests
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_perturbation_header, check_reference_header
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_fit, check_header
 from ragst_sd.retrieval.bank import Bank
 
 # Rows that are looked at together where all rows are gone through.
@@ -25,56 +25,74 @@ HASH_BLOCK = 1024
 # Columns of `.obs` that every reference has, as labels.
 LABELS = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL)
 
-
-FIT_CHANGED = (
-    "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the sections "
-    "changed after `rg.tl.fit`. Fit again."
-)
+# Columns and layers that every reference of responses has; those of given responses have no layers.
+_COLUMNS = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE, _keys.N_CELLS)
+_LAYERS = (_keys.STANDARD_ERROR, *_keys.RESPONSE_HALVES)
 
 
-def reference_header(reference: AnnData) -> dict[str, Any]:
-    """The checked header of a reference.
+def read_header(reference: AnnData, task: str | None = None) -> dict[str, Any]:
+    """The checked header of a reference, which must be for a task if one is given.
 
     Raises
     ------
     TypeError
         If it is not an AnnData.
     ValueError
-        If it has no header, an unknown schema version, or lacks parts that the header promises.
+        If it has no header, is for another task, has an unknown schema version, or lacks what the header promises.
     """
-    require_type(reference, AnnData, "reference", "Build one with `rg.tl.build_reference`.")
+    task = task or (TASK if is_perturbation(reference) else "histology")
+    build = "rg.tl.build_perturbation_reference" if task == TASK else "rg.tl.build_reference"
+    require_type(reference, AnnData, "reference", f"Build one with `{build}`.")
     header = reference.uns.get(_keys.ATTRS)
-    check_reference_header(header)
-    missing = [f"obsm[{header['use_rep']!r}]"] if header["use_rep"] not in reference.obsm else []
-    missing += [f"varm[{_keys.MEASURED!r}]"] if _keys.MEASURED not in reference.varm else []
-    missing += [f"obs[{name!r}]" for name in LABELS if name not in reference.obs]
+    check_header(header, task)
+    needed = {"obs": [*LABELS], "varm": [_keys.MEASURED], "layers": [], "obsm": [header["use_rep"]]}
+    if task == TASK:
+        given = header["normalization"].get("given") in RESPONSE_UNITS
+        needed |= {"obs": [*_COLUMNS, _keys.RELIABILITY], "varm": [], "layers": [] if given else [*_LAYERS]}
+    missing = [f"{part}[{name!r}]" for part in needed for name in needed[part] if name not in getattr(reference, part)]
     if missing:
-        raise ValueError(f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_reference`.")
+        raise ValueError(f"The reference lacks {', '.join(missing)}. Build it again with `{build}`.")
     return dict(header)
 
 
-def require_unchanged(reference: AnnData, fit: Mapping[str, Any], current: str) -> None:
-    """Raise a `ValueError` if a reference, of content hash `current`, changed after fitting."""
+def require_fit(reference: AnnData, header: Mapping[str, Any], current: str, *, whole: bool = True) -> None:
+    """Raise a `ValueError` unless a reference of content hash `current` has a fit, of what it holds now.
+
+    Of the fit itself, all is hashed if `whole`.
+    """
+    from ragst_sd.retrieval.methods import method_of_fit
+
+    fit: Any = header.get(_keys.FIT)
+    check_fit(fit, task=header.get("task", "histology"))
+    if not is_perturbation(reference):
+        method_of_fit(fit["method"])
     if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
         raise ValueError(
             "The reference changed after it was fitted (rows, values, embeddings or annotations): "
             f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
         )
+    if whole and fit_hash(reference, fit) != fit["fit_hash"]:
+        raise ValueError(
+            "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the "
+            "sections changed after `rg.tl.fit`. Fit again."
+        )
 
 
-def fit_hash(reference: AnnData, header: dict[str, Any], fit: dict[str, Any], bank: Bank | None = None) -> str:
+def fit_hash(reference: AnnData, fit: Mapping[str, Any], bank: Bank | None = None) -> str:
     """Hash of all that a prediction depends on beside the reference's content; of `bank`, rows as a new fit has them."""
+    header = reference.uns[_keys.ATTRS]
     if bank is None:
         key, regression_key = reference.obsm[_keys.RETRIEVAL_KEY], reference.obsm.get(_keys.REGRESSION_KEY)
     else:
         key, regression_key = bank.key, bank.regression_key
-    parts = {
+    parts: dict[str, Any] = {
         "fit": {name: value for name, value in fit.items() if name != "fit_hash"},
         "key": np.asarray(key),
-        "standardize": bool(header["standardize"]),
-        # The species names genes and weighs nothing; fits of references without it stay valid.
-        "sections": {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"},
     }
+    if not is_perturbation(reference):
+        parts["standardize"] = bool(header["standardize"])
+        # The species names genes and weighs nothing; fits of references without it stay valid.
+        parts["sections"] = {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"}
     if regression_key is not None:
         parts["regression_key"] = np.asarray(regression_key)
     return parameters_hash(parts)
@@ -111,8 +129,8 @@ def whole_hash(reference: AnnData, digests: Sequence[bytes]) -> str:
 
 
 def reference_hash(reference: AnnData) -> str:
-    """Content hash of a reference, whatever the order of its rows."""
-    return whole_hash(reference, row_hashes(reference))
+    """Content hash of a reference of either task, whatever the order of its rows."""
+    return _screen_hash(reference) if is_perturbation(reference) else whole_hash(reference, row_hashes(reference))
 
 
 def n_measured(reference: AnnData) -> np.ndarray:
@@ -198,37 +216,7 @@ def require_in_memory(reference: AnnData, what: str = "The reference is") -> Non
         )
 
 
-_COLUMNS = (_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE)
-_LAYERS = (_keys.STANDARD_ERROR, *_keys.RESPONSE_HALVES)
-
-
-def perturbation_header(reference: AnnData) -> dict[str, Any]:
-    """The checked header of a perturbation reference.
-
-    Raises
-    ------
-    TypeError
-        If it is not an AnnData.
-    ValueError
-        If it has no header, is for another task, has an unknown schema version, or lacks what the header promises.
-    """
-    require_type(reference, AnnData, "reference", "Build one with `rg.tl.build_perturbation_reference`.")
-    header = reference.uns.get(_keys.ATTRS)
-    check_perturbation_header(header)
-    missing = [f"obs[{name!r}]" for name in (*_COLUMNS, _keys.N_CELLS, _keys.RELIABILITY) if name not in reference.obs]
-    if header["normalization"].get("given") not in RESPONSE_UNITS:
-        missing += [f"layers[{name!r}]" for name in _LAYERS if name not in reference.layers]
-    if header["use_rep"] not in reference.obsm:
-        missing.append(f"obsm[{header['use_rep']!r}]")
-    if missing:
-        raise ValueError(
-            f"The reference lacks {', '.join(missing)}. Build it again with `rg.tl.build_perturbation_reference`."
-        )
-    return dict(header)
-
-
-def perturbation_hash(reference: AnnData) -> str:
-    """Content hash of a perturbation reference, whatever the order of its rows."""
+def _screen_hash(reference: AnnData) -> str:
     header = reference.uns[_keys.ATTRS]
     layers = [reference.X, *(reference.layers[name] for name in _LAYERS if name in reference.layers)]
     rows = content_hash(
@@ -236,7 +224,7 @@ def perturbation_hash(reference: AnnData) -> str:
         genes=[f"{i}:{gene}" for i in range(len(layers)) for gene in reference.var_names],
         expression=as_csr(sp.hstack([sp.csr_matrix(layer) for layer in layers], format="csr")),
         embedding=np.asarray(reference.obsm[header["use_rep"]]),
-        labels={name: list(labels(reference.obs[name])) for name in (*_COLUMNS, _keys.N_CELLS)},
+        labels={name: list(labels(reference.obs[name])) for name in _COLUMNS},
         measured=np.ones((reference.n_vars, 1), dtype=bool),
     )
     state = {name: np.asarray(value) for name, value in header["contexts"].items()}
@@ -258,24 +246,7 @@ def _cells(part: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
-def perturbation_fit_hash(reference: AnnData, fit: dict[str, Any], key: np.ndarray | None = None) -> str:
-    """Hash of all that a prediction depends on beside the reference's content, with `key` for its rows in phi-space."""
-    parts = {name: value for name, value in fit.items() if name != "fit_hash"}
-    rows = reference.obsm[_keys.RETRIEVAL_KEY] if key is None else key
-    return parameters_hash({"fit": parts, "key": np.asarray(rows)})
-
-
 def is_perturbation(reference: AnnData) -> bool:
     """Whether a reference holds responses to perturbations; tissue otherwise."""
     header = getattr(reference, "uns", {}).get(_keys.ATTRS)
     return isinstance(header, Mapping) and header.get("task") == TASK
-
-
-def any_header(reference: AnnData) -> dict[str, Any]:
-    """The checked header of a reference, whatever its task."""
-    return perturbation_header(reference) if is_perturbation(reference) else reference_header(reference)
-
-
-def any_hash(reference: AnnData) -> str:
-    """Content hash of a reference, whatever its task."""
-    return perturbation_hash(reference) if is_perturbation(reference) else reference_hash(reference)

@@ -16,7 +16,7 @@ from ragst_sd._bank import context_codes, open_bank, with_cells
 from ragst_sd._eligibility import Where, allowed_rows, check_fewer, recorded_where, where_of
 from ragst_sd._gene_embedding import embed, lookup
 from ragst_sd._labels import as_names, labels
-from ragst_sd._reference import perturbation_header
+from ragst_sd._reference import read_header
 from ragst_sd._validate import listing, require_known, require_some
 from ragst_sd.reference.responses import canonical, components
 from ragst_sd.reference.schema import TASK
@@ -326,7 +326,7 @@ def response_from_half(
     reference was fitted anew, each spot has its own response, or a network has learned from all controls. `header` and
     `response` are those of the prediction; `state` is the (g,) mean expression of the cells, that of the context if left out.
     """
-    if _keys.FIT not in perturbation_header(reference):
+    if _keys.FIT not in read_header(reference, TASK):
         return None
     bank = open_bank(reference, task=TASK)
     method, n_neighbors = RESPONSE_METHODS[bank.fit.method], int(header["n_neighbors"])

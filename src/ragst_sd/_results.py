@@ -14,7 +14,7 @@ from spatialdata import SpatialData, sanitize_name
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS, check_values, require_rows
-from ragst_sd._reference import any_hash, any_header, is_perturbation, row_hashes
+from ragst_sd._reference import is_perturbation, read_header, reference_hash, row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.bank import Bank
@@ -297,11 +297,11 @@ def require_matching(prediction: Prediction, reference: AnnData | None) -> AnnDa
     """The reference, of either task, if it is the one that the prediction was made from; else raise a `ValueError`."""
     header = prediction.header
     reference = _given(reference, header)
-    any_header(reference)
+    read_header(reference)
     if not is_perturbation(reference):
         matching_bank(prediction, reference)
         return reference
-    current = any_hash(reference)
+    current = reference_hash(reference)
     if current != header["reference_hash"]:
         raise _another(header, current)
     return reference

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ragst_sd.reference.header import migrated
-from ragst_sd.reference.schema import REFERENCE_VERSION, check_reference_header
+from ragst_sd.reference.schema import REFERENCE_VERSION, check_header
 
 
 def first(naming: str = "symbol", **fields) -> dict:
@@ -39,7 +39,7 @@ def test_species_is_told_from_the_genes(genes, naming, species):
     found = migrated(header, genes)
     assert list(found["sections"]["species"]) == [species] * 2
     assert found["schema_version"] == REFERENCE_VERSION
-    check_reference_header(found)
+    check_header(found, "histology")
     assert header["schema_version"] == 1
     assert "species" not in header["sections"]
 
@@ -56,4 +56,4 @@ def test_a_later_version_is_named():
         ValueError,
         match=rf"schema version 99, and this .* up to {REFERENCE_VERSION}\. Install a release that reads version 99",
     ):
-        check_reference_header(first(schema_version=99))
+        check_header(first(schema_version=99), "histology")

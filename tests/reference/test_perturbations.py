@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ragst_sd.reference.responses import canonical, components, embed_perturbation
-from ragst_sd.reference.schema import check_perturbation_header
+from ragst_sd.reference.schema import TASK, check_header
 
 
 def test_names_have_one_spelling():
@@ -23,9 +23,9 @@ def test_a_combination_is_the_sum_of_its_genes():
 @pytest.mark.parametrize("header", [None, {"task": "perturbation"}, {"task": "perturbation", "schema_version": 99}])
 def test_broken_headers_are_named(header):
     with pytest.raises(ValueError, match="header"):
-        check_perturbation_header(header)
+        check_header(header, TASK)
 
 
 def test_the_task_is_checked_first():
     with pytest.raises(ValueError, match=r"for the task 'histology', not 'perturbation'. Use `rg.tl.predict`"):
-        check_perturbation_header({"task": "histology"})
+        check_header({"task": "histology"}, TASK)

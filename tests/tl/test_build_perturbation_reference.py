@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 import ragst_sd as rg
-from ragst_sd._reference import perturbation_hash
+from ragst_sd._reference import reference_hash
 
 from ..screens import planted_screen
 
@@ -102,10 +102,10 @@ def test_the_order_of_cells_and_rows_changes_nothing(screen, built):
     again = rg.tl.build_perturbation_reference(shuffled, embedding=embedding.iloc[::-1], **LOGS)
     assert again.uns["ragst"]["content_hash"] == built.uns["ragst"]["content_hash"]
     np.testing.assert_array_equal(again.obs["reliability"], built.obs["reliability"])
-    assert perturbation_hash(built[::-1].copy()) == built.uns["ragst"]["content_hash"]
+    assert reference_hash(built[::-1].copy()) == built.uns["ragst"]["content_hash"]
     other = built.copy()
     other.layers["standard_error"][0, 0] += 1
-    assert perturbation_hash(other) != built.uns["ragst"]["content_hash"]
+    assert reference_hash(other) != built.uns["ragst"]["content_hash"]
 
 
 def test_written_and_read(screen, built, tmp_path):

@@ -68,7 +68,10 @@ class TestTenDonors:
         query, reference = ten
         with caplog.at_level(logging.WARNING):
             rg.tl.predict(query, reference, intervals=0.95)
-        assert "Intervals at 0.95 rest on single spots, since the reference has too few donors for that level (9)" in caplog.text
+        assert (
+            "Intervals at 0.95 rest on single spots, since the reference has too few donors for that level (9)"
+            in caplog.text
+        )
         assert query.tables["predicted"].uns["retrieval"]["interval_unit"] == "spot"
 
     def test_are_wider_on_spots_out_of_reference(self, ten):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import ragst_sd as rg
-from ragst_sd._reference import perturbation_fit_hash, perturbation_hash
+from ragst_sd._reference import fit_hash, reference_hash
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
 from ..screens import QUICK, planted_screen
@@ -136,8 +136,8 @@ def transplant(source, target):
     """Give `target` the fit of `source`, as if it had been found on it."""
     fit = dict(source.uns["ragst"]["fit"])
     target.obsm["retrieval_key"] = np.asarray(target.obsm["perturbation_embedding"], dtype=np.float64)
-    fit["reference_hash"] = perturbation_hash(target)
-    fit["fit_hash"] = perturbation_fit_hash(target, fit)
+    fit["reference_hash"] = reference_hash(target)
+    fit["fit_hash"] = fit_hash(target, fit)
     target.uns["ragst"] = {**target.uns["ragst"], "fit": fit, "content_hash": fit["reference_hash"]}
 
 

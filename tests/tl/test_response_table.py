@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 import ragst_sd as rg
 from ragst_sd._bank import open_bank
-from ragst_sd._reference import perturbation_hash
+from ragst_sd._reference import reference_hash
 
 from ..screens import given_responses, planted_screen
 
@@ -78,7 +78,7 @@ def test_written_read_and_in_any_order(given, tmp_path):
     rg.tl.fit(reference, method="same_perturbation")
     rg.io.write_reference(reference, tmp_path / "given.zarr.zip")
     read = rg.io.read_reference(tmp_path / "given.zarr.zip")
-    assert perturbation_hash(read) == reference.uns["ragst"]["content_hash"]
+    assert reference_hash(read) == reference.uns["ragst"]["content_hash"]
     predicted = rg.tl.perturb(adata.obs, read, perturbations="P1", context_key="context")
     np.testing.assert_allclose(predicted["a:P1"].X, adata["b|P1"].X, atol=1e-6)
     with pytest.raises(ValueError, match=r"given\.zarr\.zip is a reference of perturbations.*`lazy=False`"):

@@ -19,7 +19,7 @@ from ragst_sd._eligibility import eligible_rows, where_of
 from ragst_sd._labels import as_names, labels
 from ragst_sd._metrics import finite_mean, pearson, score
 from ragst_sd._query import read_query
-from ragst_sd._reference import reference_header
+from ragst_sd._reference import read_header
 from ragst_sd._results import Prediction, predicted, require_matching
 from ragst_sd._settings import settings
 from ragst_sd._validate import hint, listing, require_key, require_some
@@ -168,7 +168,7 @@ def influence(
 
 def _groups(reference: AnnData, group_key: str) -> np.ndarray:
     """(rows,) group of each row of the reference, from a column of its `.obs` or of its sources."""
-    sources = reference_header(reference)["sources"]
+    sources = read_header(reference, "histology")["sources"]
     if group_key in reference.obs:
         return labels(reference.obs[group_key], missing=_keys.UNKNOWN)
     require_key(group_key, [*reference.obs, *sources], "reference.obs and its sources", "Name one of them.")

@@ -18,7 +18,7 @@ from ragst_sd._caveats import sentences
 from ragst_sd._encoder_facts import encoder_facts
 from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
 from ragst_sd._page import Picture, bears, to_markdown
-from ragst_sd._reference import reference_header
+from ragst_sd._reference import read_header
 from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd.pl._style import EVIDENCE, shorten
 
@@ -111,7 +111,7 @@ def check_card_folder(folder: Path) -> None:
 
 def gather_facts(reference: AnnData) -> dict[str, Any]:
     """The facts of a reference, under the names that `_data_card.md.jinja` and `_caveats.yaml` have for them."""
-    header = reference_header(reference)
+    header = read_header(reference, "histology")
     columns = [_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.PANEL]
     rows = reference.obs[columns].astype(str).reset_index(drop=True)
     counts = None

@@ -125,11 +125,11 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
 
 
 def _checked(store: Path, content_hash: str | None, repository: str, *, lazy: bool) -> AnnData:
-    from ragst_sd._reference import any_header, reference_hash
+    from ragst_sd._reference import read_header, reference_hash
     from ragst_sd.io import read_reference
 
     reference = read_reference(store, lazy=lazy)
-    stated = str(any_header(reference)["content_hash"])
+    stated = str(read_header(reference)["content_hash"])
     # A lazy reference trusts what lies on disk, which has just come over a network.
     current = reference_hash(reference) if lazy else stated
     for expected, whose in ((stated, "its own header"), (content_hash, "`content_hash`")):

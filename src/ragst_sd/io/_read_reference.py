@@ -20,7 +20,7 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, WrapperStore, ZipStore
 
 from ragst_sd import _keys
-from ragst_sd._reference import ROW_BLOCK, annotations_hash, any_hash, any_header, is_perturbation, reference_header
+from ragst_sd._reference import ROW_BLOCK, annotations_hash, is_perturbation, read_header, reference_hash
 from ragst_sd._replacing import OLD, leftovers, locked, recover, version_of
 from ragst_sd.reference.header import migrated
 
@@ -94,8 +94,8 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
         raise ValueError(
             f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
         )
-    header = reference_header(reference) if lazy else any_header(reference)
-    current = annotations_hash(reference) if lazy else any_hash(reference)
+    header = read_header(reference)
+    current = annotations_hash(reference) if lazy else reference_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
     if lazy and current != expected:
         raise ValueError(

@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._licenses import NO_DERIVATIVES, terms_of
-from ragst_sd._reference import reference_header
+from ragst_sd._reference import read_header
 from ragst_sd._validate import listing, require_type
 from ragst_sd.image.hub import hub_endpoint
 
@@ -94,7 +94,7 @@ def upload_reference(
     from ragst_sd.io import write_reference
     from ragst_sd.io._data_card import data_card
 
-    header = reference_header(reference)
+    header = read_header(reference, "histology")
     check_repository(repository)
     require_type(revision, str, "revision")
     if not accept_terms:

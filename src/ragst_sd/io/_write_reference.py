@@ -18,7 +18,7 @@ from anndata import AnnData
 from zarr.codecs import ZstdCodec
 
 from ragst_sd import _keys
-from ragst_sd._reference import annotations_hash, any_hash, any_header, is_perturbation, require_in_memory
+from ragst_sd._reference import annotations_hash, is_perturbation, read_header, reference_hash, require_in_memory
 from ragst_sd._replacing import link_target, locked, place_beside, recover, require_new, without_notices
 from ragst_sd.io._read_reference import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr
@@ -76,7 +76,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     >>> rg.io.read_reference("reference.zarr.zip").shape == reference.shape
     True
     """
-    any_header(reference)
+    read_header(reference)
     require_in_memory(reference)
     path = link_target(Path(path))
     require_place(path, overwrite=overwrite)
@@ -165,8 +165,8 @@ def _pack(folder: Path, packed: Path) -> Path:
 
 def _current_parts(reference: AnnData) -> dict[str, dict[str, Any]]:
     """`uns` and `obsm` with a hash that fits the content; the reference itself is left alone."""
-    header, obsm = any_header(reference), dict(reference.obsm)
-    current = any_hash(reference)
+    header, obsm = read_header(reference), dict(reference.obsm)
+    current = reference_hash(reference)
     if not is_perturbation(reference):
         # Lets a lazy reference be checked without reading its values.
         header[_keys.ANNOTATIONS_HASH] = annotations_hash(reference)

@@ -13,11 +13,12 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._reference import perturbation_header
+from ragst_sd._reference import read_header
 from ragst_sd._respond import response_from_half
 from ragst_sd._results import Prediction, predicted, remembered, require_matching
 from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.reference.responses import canonical, recognised
+from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.training import dense
 
 # Weights that differ by less are the same weights, rounded.
@@ -142,7 +143,7 @@ def _row(reference: AnnData, header: dict[str, Any], name: str, context: str, ge
 
 def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> None:
     """Raise a `ValueError` unless it holds measured responses in the unit and of the genes of the prediction."""
-    about = perturbation_header(truth)
+    about = read_header(truth, TASK)
     controls = [set(np.asarray(each[_keys.CONTROL_CELLS]).astype(str)) for each in (header, about)]
     n_shared = len(controls[0] & controls[1])
     ours, theirs = (each.get(_keys.CONTROL_PRINTS) for each in (header, about))

@@ -66,22 +66,24 @@ def check_embedding_header(header: Any, where: str) -> None:
     check_fields(header, SCHEMA["embedding"], f"The header of {where}", "Make the embedding with `rg.pp.embed_tiles`.")
 
 
-def check_reference_header(header: Any) -> None:
-    """Raise a `ValueError` unless `header` describes a reference of tissue."""
-    check_task(header, "histology")
-    todo = "Build it with `rg.tl.build_reference`."
-    check_fields(header, SCHEMA["reference"], "The reference's header `uns['ragst']`", todo, known=REFERENCE_VERSION)
-
-
-def check_task(header: Any, task: str) -> None:
-    """Raise a `ValueError` if `header` describes a reference for another task."""
+def check_header(header: Any, task: str) -> None:
+    """Raise a `ValueError` unless `header` describes a reference for the task."""
     stated = header.get("task", task) if isinstance(header, Mapping) else task
     if stated != task:
-        use = {"histology": "rg.tl.predict", "perturbation": "rg.tl.perturb"}
+        use = {"histology": "rg.tl.predict", TASK: "rg.tl.perturb"}
         raise ValueError(
             f"The reference is for the task {str(stated)!r}, not {task!r}. Use "
             f"`{use.get(str(stated), 'its own functions')}`."
         )
+    what = "The reference's header `uns['ragst']`"
+    if task != TASK:
+        todo = "Build it with `rg.tl.build_reference`."
+        check_fields(header, SCHEMA["reference"], what, todo, known=REFERENCE_VERSION)
+        return
+    todo = "Build it with `rg.tl.build_perturbation_reference`."
+    check_fields(header, SCHEMA["screen"], what, todo)
+    for name, fields in SCHEMA["parts_of_screen"].items():
+        check_fields(header[name], fields, f"The part {name!r} of the reference's header", todo)
 
 
 def check_fit(fit: Any, *, task: str = "histology") -> None:
@@ -156,12 +158,3 @@ def _short(value: Any) -> str:
 def control_names(header: Mapping[str, Any]) -> list[str]:
     """What the screen calls its controls: one name, or several that count as the first."""
     return [str(name) for name in np.atleast_1d(header.get("control_names", header["control"]))]
-
-
-def check_perturbation_header(header: Any) -> None:
-    """Raise a `ValueError` unless `header` describes a perturbation reference."""
-    check_task(header, TASK)
-    todo = "Build it with `rg.tl.build_perturbation_reference`."
-    check_fields(header, SCHEMA["screen"], "The reference's header `uns['ragst']`", todo)
-    for name, fields in SCHEMA["parts_of_screen"].items():
-        check_fields(header[name], fields, f"The part {name!r} of the reference's header", todo)

@@ -14,7 +14,7 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._gene_names import names_in, shared_genes, stored_expression
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._reference import reference_header
+from ragst_sd._reference import read_header
 from ragst_sd._validate import listing, names_among, require_key, require_known, require_positive, require_type
 from ragst_sd.reference.genes import sum_duplicates
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr, check_counts
@@ -119,7 +119,7 @@ def add_cell_types(
     >>> reference.obsm["cell_type_fraction"].shape == (reference.n_obs, 2)
     True
     """
-    header = reference_header(reference)
+    header = read_header(reference, "histology")
     if adata_sc is None and fractions is None:
         raise ValueError(
             "Neither single cells nor fractions are given: pass `adata_sc` with `cell_type_key=`, or `fractions=`."

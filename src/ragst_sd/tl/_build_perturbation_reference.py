@@ -13,7 +13,7 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._gene_embedding import NO_EMBEDDING, embed, embedding_table, lookup, missing_genes, spelling
 from ragst_sd._labels import as_names
-from ragst_sd._reference import perturbation_hash
+from ragst_sd._reference import reference_hash
 from ragst_sd._validate import (
     as_seed,
     hint,
@@ -245,7 +245,7 @@ def build_perturbation_reference(
         "sources": sources_frame(sources, sorted(set(screen.cells[_keys.CONTEXT][screen.cells["used"]]))),
     }
     reference.uns[_keys.ATTRS] = header
-    reference.uns[_keys.ATTRS]["content_hash"] = perturbation_hash(reference)
+    reference.uns[_keys.ATTRS]["content_hash"] = reference_hash(reference)
     n_reliable = int((obs[_keys.RELIABILITY] >= 0.5).sum())
     logger.info(
         "Reference of %d rows: %d perturbations in %d contexts, %d genes; reliability of .5 and above in %d rows.",

@@ -13,7 +13,7 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized, with_cells
 from ragst_sd._query import fit_state, state_of
-from ragst_sd._reference import fit_hash, is_perturbation, perturbation_fit_hash
+from ragst_sd._reference import fit_hash, is_perturbation
 from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import as_seed, listing, require_choice, require_key, require_positive
 from ragst_sd.reference.header import Fit
@@ -155,8 +155,6 @@ def fit(
         available = "for a reference of perturbations available"
         run = replace(run, options=resolve_options(RESPONSE_METHODS, method, options, available=available))
         fitted = fit_responses(bank, method, run, metric=_metric(metric, METRICS_OF_RESPONSES), **sizes)
-        record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
-        record["fit_hash"] = perturbation_fit_hash(reference, record, fitted.key)
     else:
         run = replace(run, options=resolve_options(METHODS, method, options))
         metric = _metric(metric, METRICS)
@@ -168,10 +166,10 @@ def fit(
             quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
             say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
         fitted = fit_tissue(standardized(reference, bank), method, run, raw=bank.embedding, metric=metric, **sizes)
-        record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
-        record["fit_hash"] = fit_hash(reference, reference.uns[_keys.ATTRS], record, fitted)
         everywhere = bank.measured.all(axis=0)
         reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
+    record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
+    record["fit_hash"] = fit_hash(reference, record, fitted)
     _write(reference, record, fitted)
     rest = f", {fitted.key.shape[1]} components, {record['inner_groups']} held out to choose and calibrate"
     logger.info(

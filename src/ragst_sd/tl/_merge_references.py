@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._reference import LABELS, new_reference, of_rows, reference_header, require_in_memory
+from ragst_sd._reference import LABELS, new_reference, of_rows, read_header, require_in_memory
 from ragst_sd._validate import listing, require_choice, require_some, require_unique
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import take_genes
@@ -117,7 +117,7 @@ def _named(references: Any) -> dict[str, AnnData]:
 
 def _pruned_header(name: str, reference: AnnData) -> dict[str, Any]:
     """The header with the sections and sources of its rows only."""
-    header = reference_header(reference)
+    header = read_header(reference, "histology")
     require_in_memory(reference, f"{name} is")
     if not reference.n_obs:
         raise ValueError(f"{name} has no rows. Leave it out.")
