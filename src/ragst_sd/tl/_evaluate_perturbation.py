@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,17 @@ from ragst_sd._results import predicted, remembered
 from ragst_sd._validate import as_seed, listing, require_known, require_positive, require_some
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, measured_table, predicted_lines
-from ragst_sd.tl._perturbation_metrics import CHOICES, DEFAULT_METRICS, Predicted, ceiling, replicate_scores, scores_of
-from ragst_sd.tl._response_metrics import require_metrics, response_scores
+from ragst_sd.tl._perturbation_metrics import (
+    CHOICES,
+    DEFAULT_METRICS,
+    Predicted,
+    Scoring,
+    ceiling,
+    replicate_scores,
+    scores_of,
+)
+from ragst_sd.tl._response_metrics import CHOICES as OF_RESPONSES
+from ragst_sd.tl._response_metrics import SIZES
 from ragst_sd.tl._response_table import response_adata
 
 CEILING = "ceiling"
@@ -155,40 +165,53 @@ def evaluate_perturbation(
     first, seed = next(iter(tables.values())), as_seed(rng)
     given = str(header["normalization"].get("given"))
     keys: dict[str, Any] = {"perturbation_key": perturbation_key, "context_key": context_key}
+    how = Scoring(_metrics(metrics, given), str(header["control"]), int(n_components), int(max_cells), seed)
+    most: dict[str, np.ndarray] = {}
     if given in RESPONSE_UNITS:
-        chosen = require_metrics(None if metrics is None else as_names(metrics), given)
         columns = map(str, adata.columns) if isinstance(adata, pd.DataFrame) else ()
         named = [name for name in columns if name in first.var_names]
         adata, layer = response_adata(adata, perturbation_key, context_key, None, layer=layer, unit=given, genes=named)
         genes = genes_of_both(first, adata, header)
         truth = measured_table(adata, header, genes, **keys, layer=layer)
-        means, most = _means_at(header, genes), {}
+        how = replace(how, means=_means_at(header, genes))
     else:
-        chosen = as_names(DEFAULT_METRICS if metrics is None else metrics)
-        require_known(chosen, CHOICES, "metrics")
         genes = genes_of_both(first, adata, header)
-        how: dict[str, Any] = {"batch_key": batch_key, "layer": layer, "unit": unit, "min_cells": int(min_cells)}
-        truth = measured_responses(adata, list(tables.values()), genes, **keys, **how, rng=np.random.default_rng(seed))
-        sizes = (int(n_components), int(max_cells), seed)
-        most = replicate_scores(truth, genes, chosen, str(header["control"]), *sizes)
+        read: dict[str, Any] = {"batch_key": batch_key, "layer": layer, "unit": unit, "min_cells": int(min_cells)}
+        truth = measured_responses(adata, list(tables.values()), genes, **keys, **read, rng=np.random.default_rng(seed))
+        most = replicate_scores(truth, genes, how)
     parts = []
     for method, whole in tables.items():
         table = whole[:, genes]
         pairs = predicted_lines(table, truth)
-        _require_unseen(whole.uns[_keys.RETRIEVAL], [truth.names[line] for line, _ in pairs])
-        if given in RESPONSE_UNITS:
-            scores = response_scores(table, truth, pairs, chosen, str(header["control"]), means)
-        else:
-            ours = Predicted.of_table(table, pairs)
-            scores = scores_of(ours, truth, chosen, str(header["control"]), *sizes)
-        scores = {name: scores[name] for name in chosen}
-        scores[CEILING] = ceiling(truth.held_out_reliability[[line for line, _ in pairs]])
+        lines = [line for line, _ in pairs]
+        _require_unseen(whole.uns[_keys.RETRIEVAL], [truth.names[line] for line in lines])
+        scores = scores_of(Predicted.of_table(table, pairs), truth, genes, how)
+        scores[CEILING] = ceiling(truth.held_out_reliability[lines])
         tasks = np.asarray(table.obs[_keys.TASK])[[rows[0] for _, rows in pairs]] if _keys.TASK in table.obs else ""
-        part = _frame(truth, [line for line, _ in pairs], scores, float(min_reliability), tasks, most)
+        part = _frame(truth, lines, scores, float(min_reliability), tasks, most)
         if isinstance(data, Mapping):
             part.insert(0, "method", method)
         parts.append(part)
     return pd.concat(parts, ignore_index=True)
+
+
+def _metrics(asked: Sequence[str] | None, given: str) -> list[str]:
+    """The metrics asked for, or those of the data at hand: of cells, or of responses in the unit `given`."""
+    if given not in RESPONSE_UNITS:
+        chosen = as_names(DEFAULT_METRICS if asked is None else asked)
+        require_known(chosen, CHOICES, "metrics")
+        return chosen
+    possible = [name for name in OF_RESPONSES if given != "rank" or name not in SIZES]
+    chosen = possible if asked is None else as_names(asked)
+    for why, names in (
+        ("need cells or controls, and the reference was built from responses", set(CHOICES) - set(OF_RESPONSES)),
+        ("compare sizes of effects, which ranks do not have", set(OF_RESPONSES) - set(possible)),
+    ):
+        lacking = [name for name in chosen if name in names]
+        if lacking:
+            raise ValueError(f"`metrics` {listing(lacking)} {why}. Possible are {listing(possible)}.")
+    require_known(chosen, possible, "metrics")
+    return chosen
 
 
 def _means_at(header: dict[str, Any], genes: list[str]) -> dict[str, np.ndarray]:

@@ -1,103 +1,104 @@
-"""Metrics of responses that need neither cells nor controls: of a reference whose responses were given."""
+"""Metrics of mean responses, which need neither cells nor controls."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from anndata import AnnData
 
-from ragst_sd import _keys
-from ragst_sd._validate import listing, require_known
-from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._measured_responses import Measured
-from ragst_sd.tl._perturbation_metrics import CHOICES as OF_CELLS
-from ragst_sd.tl._perturbation_metrics import DISCRIMINATION, discrimination_scores, mean_metrics
+from ragst_sd.reference.responses import components, row_correlation
 
+if TYPE_CHECKING:
+    from ragst_sd.tl._measured_responses import Measured
+
+DISCRIMINATION = ("discrimination_score_l1", "discrimination_score_l2", "discrimination_score_cosine")
 CENTRED, RANK, BEST, TOP = "centred_cosine", "rank_score", "best_tenth", "top_genes"
-_SIZES = ("mae_delta", "mse_delta")
+SIZES = ("mae_delta", "mse_delta")
 RESPONSE_METRICS = (CENTRED, RANK, BEST, TOP)
-CHOICES = (*RESPONSE_METRICS, "pearson_delta", *_SIZES, *DISCRIMINATION)
+CHOICES = (*RESPONSE_METRICS, "pearson_delta", *SIZES, *DISCRIMINATION)
 # A difference from the mean that is smaller than this, relative to the mean, is rounding.
 _ROUNDING = 1e-6
 
 
-def require_metrics(chosen: list[str] | None, given: str) -> list[str]:
-    """Metrics of responses in the unit `given`: those asked for, or all that there are.
-
-    Raises
-    ------
-    ValueError
-        If one needs cells or controls, sizes of effects, or does not exist.
-    """
-    possible = [name for name in CHOICES if given != "rank" or name not in _SIZES]
-    if chosen is None:
-        return possible
-    cells = [name for name in chosen if name in OF_CELLS and name not in CHOICES]
-    if cells:
-        raise ValueError(
-            f"`metrics` {listing(cells)} need cells or controls, and the reference was built from responses. Possible "
-            f"are {listing(possible)}."
-        )
-    sizes = [name for name in chosen if name in _SIZES and name not in possible]
-    if sizes:
-        raise ValueError(
-            f"`metrics` {listing(sizes)} compare sizes of effects, which ranks do not have. Possible are "
-            f"{listing(possible)}."
-        )
-    require_known(chosen, possible, "metrics")
-    return chosen
-
-
-def response_scores(
-    table: AnnData,
-    truth: Measured,
-    pairs: list[tuple[int, np.ndarray]],
-    chosen: list[str],
-    control: str,
-    means: dict[str, np.ndarray],
+def mean_metrics(
+    predicted: np.ndarray, measured: np.ndarray, predicted_delta: np.ndarray, measured_delta: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Metrics of predicted responses, one value per line that was predicted.
+    """Errors of mean profiles and mean responses, and correlation of responses, one value per line of (n, g) arrays."""
+    return {
+        "pearson_delta": row_correlation(predicted_delta, measured_delta),
+        "mae": np.abs(predicted - measured).mean(axis=1),
+        "mse": ((predicted - measured) ** 2).mean(axis=1),
+        "mae_delta": np.abs(predicted_delta - measured_delta).mean(axis=1),
+        "mse_delta": ((predicted_delta - measured_delta) ** 2).mean(axis=1),
+    }
 
-    Parameters
-    ----------
-    pairs
-        Lines of the truth that were predicted, and the predicted rows of each.
-    means
-        (g,) mean response of each context in the reference, from which responses are taken for `CENTRED` and `RANK`.
+
+def discrimination_scores(
+    delta: np.ndarray, truth: Measured, lines: np.ndarray, genes: list[str], control: str
+) -> dict[str, np.ndarray]:
+    """`DISCRIMINATION` of predicted responses (q, g) among the measured ones of their contexts.
+
+    The perturbed genes are left out.
     """
-    lines = np.array([line for line, _ in pairs])
-    delta = np.array([dense(table.layers[_keys.RESPONSE][rows]).mean(axis=0) for _, rows in pairs])
-    scores = mean_metrics(delta, truth.delta[lines], delta, truth.delta[lines])
-    if set(chosen) & set(DISCRIMINATION):
-        scores |= discrimination_scores(delta, truth, lines, list(table.var_names), control)
-    contexts = np.array([context for context, _ in truth.names])
-    everywhere: Any = np.mean(list(means.values()), axis=0)
-    scores |= {name: np.empty(len(lines)) for name in RESPONSE_METRICS}
-    for context in np.unique(contexts[lines]):
-        here, at = np.flatnonzero(contexts == context), np.flatnonzero(contexts[lines] == context)
-        centre = means.get(str(context), everywhere)
-        likeness = _cosines(delta[at], truth.delta[here], centre)
-        correct = likeness[np.arange(len(at)), np.searchsorted(here, lines[at])]
-        # Ties count half, so that a prediction that is like no response is in the middle.
-        nearer = (likeness > correct[:, None]).sum(axis=1) + 0.5 * ((likeness == correct[:, None]).sum(axis=1) - 1)
-        scores[CENTRED][at], scores[RANK][at] = correct, 1 - nearer / len(here)
-        scores[BEST][at] = nearer < len(here) / 10
-    scores[TOP] = np.array(
-        [_top_overlap(predicted, measured) for predicted, measured in zip(delta, truth.delta[lines], strict=True)]
-    )
+    scores = {name: np.empty(len(lines)) for name in DISCRIMINATION}
+    for i, line in enumerate(lines):
+        here = of_context(truth, line)
+        others = ~np.isin(genes, components(truth.names[line][1], control))
+        measured = truth.delta[here][:, others]
+        for name in DISCRIMINATION:
+            distance = _distances(delta[i, others], measured, name.rpartition("_")[2])
+            scores[name][i] = 1 - _share_before(distance, distance[here == line].item())
     return scores
 
 
-def _cosines(predicted: np.ndarray, measured: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """(q, m) cosines of differences from a centre; 0 where there is no difference."""
-    sides = []
-    for values in (predicted, measured):
-        difference = values - centre
-        size = np.linalg.norm(difference, axis=1, keepdims=True)
-        same = size <= _ROUNDING * max(float(np.linalg.norm(centre)), 1e-300)
-        sides.append(np.divide(difference, size, out=np.zeros_like(difference), where=~same))
-    return np.asarray(sides[0] @ sides[1].T)
+def of_context(truth: Measured, line: int) -> np.ndarray:
+    """Lines of the truth that are of the context of one of them."""
+    return np.flatnonzero([context == truth.names[line][0] for context, _ in truth.names])
+
+
+def _share_before(distance: np.ndarray, own: float) -> float:
+    """Share of distances below one of them.
+
+    Ties count half: a prediction that is as far from all responses is in the middle, wherever its own one stands.
+    """
+    return float(((distance < own).sum() + 0.5 * ((distance == own).sum() - 1)) / len(distance))
+
+
+def _distances(response: np.ndarray, others: np.ndarray, metric: str) -> np.ndarray:
+    if metric == "cosine":
+        scale = np.linalg.norm(others, axis=1) * np.linalg.norm(response)
+        return 1 - np.divide(others @ response, scale, out=np.zeros(len(others)), where=scale > 0)
+    return np.linalg.norm(others - response, ord=int(metric[1]), axis=1)
+
+
+def centred_scores(
+    delta: np.ndarray, truth: Measured, lines: np.ndarray, means: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """`RESPONSE_METRICS` of predicted responses (q, g), the cosines of differences from the mean of their contexts.
+
+    Parameters
+    ----------
+    means
+        (g,) mean response of each context in the reference; of a context that is not there, the mean over contexts.
+    """
+    everywhere: Any = np.mean(list(means.values()), axis=0)
+    scores = {name: np.empty(len(lines)) for name in RESPONSE_METRICS}
+    for i, line in enumerate(lines):
+        here, centre = of_context(truth, line), means.get(truth.names[line][0], everywhere)
+        likeness = _directions(truth.delta[here], centre) @ _directions(delta[i], centre)
+        own = likeness[here == line].item()
+        before = _share_before(-likeness, -own)
+        scores[CENTRED][i], scores[RANK][i], scores[BEST][i] = own, 1 - before, before < 0.1
+        scores[TOP][i] = _top_overlap(delta[i], truth.delta[line])
+    return scores
+
+
+def _directions(values: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Differences from a centre, of length 1; 0 where there is no difference."""
+    difference = values - centre
+    size = np.linalg.norm(difference, axis=-1, keepdims=True)
+    same = size <= _ROUNDING * max(float(np.linalg.norm(centre)), 1e-300)
+    return np.divide(difference, size, out=np.zeros_like(difference), where=~same)
 
 
 def _top_overlap(predicted: np.ndarray, measured: np.ndarray) -> float:
