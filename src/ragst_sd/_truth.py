@@ -113,48 +113,6 @@ def measured_values(
     return if_it_fits(measured, truth_key)
 
 
-def truth_counts(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
-    """Measured counts and the names of their columns in the prediction's naming, without duplicates.
-
-    Raises
-    ------
-    ValueError
-        If they are not counts, or hold too few of the genes that size factors rest on.
-    """
-    matrix, names = _named_values(measured, header, layer)
-    check_unit(matrix, "counts", _WHERE)
-    matrix, names = sum_duplicates(matrix, names)
-    wanted = size_factor_genes(header)
-    present = len(set(wanted) & set(names))
-    if present < MIN_SHARED_GENES:
-        raise ValueError(
-            f"{_WHERE} holds {present} of the {len(wanted)} genes that size factors rest on; at least "
-            f"{MIN_SHARED_GENES} are needed to bring it to the prediction's unit. "
-            f"{why_few_shared(wanted, names, present)}"
-        )
-    return matrix, names
-
-
-def size_factor_genes(header: dict[str, Any]) -> list[str]:
-    """The genes that the size factors of a prediction rest on."""
-    return [str(gene) for gene in header["size_factor_genes"]]
-
-
-def _named_values(measured: AnnData, header: dict[str, Any], layer: str | None) -> tuple[sp.csr_matrix, list[str]]:
-    """What was measured, as it is stored, and the names of its columns in the prediction's naming."""
-    matrix = stored_expression(measured, layer, "truth", "Name another table with `truth_key=`.")
-    return matrix, names_in(str(header["naming"]), measured, "The prediction", "the measured table")
-
-
-def _compared_genes(prediction: Prediction, names: list[str], genes: str | Sequence[str] | None) -> list[str]:
-    """The genes asked for, or all that both tables have."""
-    if genes is None:
-        return shared_genes(list(prediction.table.var_names), names, "The predicted and the measured table")
-    # Of a gene that both tables lack, the prediction is named.
-    prediction.genes(genes)
-    return names_among(genes, names, "genes", ": the measured table has no", KeyError)
-
-
 def _shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rows of both tables that are the same spot, by instance id of one element, else by name.
 
@@ -168,7 +126,7 @@ def _shared_spots(table: AnnData, measured: AnnData, counted: np.ndarray) -> tup
             f"The predicted and the measured table share no spots: {listing(table.obs_names[:3])} against "
             f"{listing(measured.obs_names[:3])}."
         )
-    learned = table.obs.get(_keys.MEASURED, pd.Series(data=False, index=table.obs_names)).to_numpy(bool)[ours]
+    learned = np.asarray(table.obs.get(_keys.MEASURED, np.zeros(table.n_obs)), dtype=bool)[ours]
     if learned.all():
         raise ValueError(
             f"All {len(ours)} spots that were measured are rows of the reference (`obs[{_keys.MEASURED!r}]`): the "
@@ -210,6 +168,8 @@ class Comparison:
     genes: list[str]
     names: list[str]
     """All genes of the measured table, in the naming of the prediction."""
+    counts: sp.csr_matrix | None
+    """(measured spots, `names`), where the truth is counts."""
     truth: sp.csr_matrix
     """float32 (measured spots, genes) in the unit of the prediction."""
     rows: np.ndarray
@@ -238,20 +198,40 @@ class Comparison:
 def compare(
     prediction: Prediction, measured: AnnData, *, layer: str | None, unit: str, genes: str | Sequence[str] | None
 ) -> Comparison:
-    """What both tables have, in the unit of the prediction."""
+    """What both tables have, in the unit of the prediction.
+
+    Raises
+    ------
+    ValueError
+        If the truth is not what `unit` says, or counts hold too few of the genes that size factors rest on.
+    """
     require_choice(unit, UNITS, "unit")
-    header = prediction.header
+    header, counts = prediction.header, None
+    matrix = stored_expression(measured, layer, "truth", "Name another table with `truth_key=`.")
+    names = names_in(str(header["naming"]), measured, "The prediction", "the measured table")
+    check_unit(matrix, unit, _WHERE, names)
+    counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
     if unit == "counts":
-        counts, names = truth_counts(measured, header, layer)
-        factors = size_factors(counts, names, size_factor_genes(header))
+        counts, names = sum_duplicates(matrix, names)
+        wanted = [str(gene) for gene in header["size_factor_genes"]]
+        present = len(set(wanted) & set(names))
+        if present < MIN_SHARED_GENES:
+            raise ValueError(
+                f"{_WHERE} holds {present} of the {len(wanted)} genes that size factors rest on; at least "
+                f"{MIN_SHARED_GENES} are needed to bring it to the prediction's unit. "
+                f"{why_few_shared(wanted, names, present)}"
+            )
+        factors = size_factors(counts, names, wanted)
         matrix, counted = log_normalize(counts, factors), factors > 0
+    if genes is None:
+        shared = shared_genes(list(prediction.table.var_names), names, "The predicted and the measured table")
     else:
-        matrix, names = _named_values(measured, header, layer)
-        check_unit(matrix, unit, _WHERE, names)
-        counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
-    shared = _compared_genes(prediction, names, genes)
+        # Of a gene that both tables lack, the prediction is named.
+        prediction.genes(genes)
+        shared = names_among(genes, names, "genes", ": the measured table has no", KeyError)
     rows, truth_rows = _shared_spots(prediction.table, measured, counted)
-    return Comparison(prediction, measured, shared, names, take_genes(matrix, names, shared), rows, truth_rows)
+    truth = take_genes(matrix, names, shared)
+    return Comparison(prediction, measured, shared, names, counts, truth, rows, truth_rows)
 
 
 def some_of(values: Any, rows: np.ndarray, columns: np.ndarray | None = None) -> np.ndarray:
@@ -281,7 +261,6 @@ def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
             f"{listing(sorted(other_regions))}. Compare tables of the same spots."
         )
     attrs = table_attrs(table)
-    places = table.obs[[attrs["region_key"], attrs["instance_key"]]].astype(str)
-    ids = pd.Index(places.agg("\x1f".join, axis=1))
+    ids = pd.MultiIndex.from_frame(table.obs[[attrs["region_key"], attrs["instance_key"]]].astype(str))
     require_unique(ids, "spots of a table", "Each spot needs one row.")
     return ids

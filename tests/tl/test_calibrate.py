@@ -199,7 +199,9 @@ class TestGenes:
         assert np.isnan(calibration["quantiles"][3]).all()
         assert np.isfinite(np.delete(calibration["quantiles"], 3, axis=0)).all()
         assert calibration["floor"][3] == 0
-        assert "1 of 260 genes get no interval at 0.5" in caplog.text
+        assert (
+            "Intervals at 0.5: donors are the unit" in caplog.text and "1 of 260 genes get no interval" in caplog.text
+        )
 
     def test_of_two_panels(self, sections):
         """A gene that donors 1 and 2 share is calibrated on these; one that donor 1 alone measured cannot be."""

@@ -124,6 +124,8 @@ def _with_spots_without_rows(frame: pd.DataFrame, prediction: Prediction, spots:
     words = nothing_cited(prediction)
     lines = pd.DataFrame(
         {
+            # Numbers are missing, texts are empty.
+            **{name: "" for name in frame if name not in (_keys.RELIABILITY, "distance")},
             "query": table.obs_names.to_numpy()[rows],
             "rank": 0,
             "reference": np.where(moved, f"{words}, and an adjustment", words).astype(object),
@@ -132,8 +134,5 @@ def _with_spots_without_rows(frame: pd.DataFrame, prediction: Prediction, spots:
             "spot": np.flatnonzero(bare),
         }
     )
-    # Of the columns of rows and sources, numbers are missing and texts are empty.
-    texts = set(frame) - set(lines) - {_keys.RELIABILITY, "distance"}
-    lines = lines.reindex(columns=frame.columns).astype(dict.fromkeys(texts, object)).fillna(dict.fromkeys(texts, ""))
-    both = lines if frame.empty else pd.concat([frame, lines], ignore_index=True)
-    return both.sort_values("spot", kind="stable", ignore_index=True)[list(frame.columns)]
+    both = lines.reindex(columns=frame.columns) if frame.empty else pd.concat([frame, lines], ignore_index=True)
+    return both.sort_values("spot", kind="stable", ignore_index=True)

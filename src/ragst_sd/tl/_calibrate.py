@@ -22,7 +22,7 @@ from ragst_sd.retrieval.regression import REGRESSION
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl import _fold_scores
 from ragst_sd.tl._fit import fit_tissue, train_on
-from ragst_sd.tl._folds import BLOCKS, folds_of, inner_group_key, training_part
+from ragst_sd.tl._folds import BLOCKS, folds_of, inner_group_keys, training_part
 from ragst_sd.tl._intervals import far_distance, gene_floor, held_out_scores, quantiles_by_level
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
@@ -154,6 +154,8 @@ def calibrate(
             fit.method,
         )
     run = Run(resolve_options(METHODS, fit.method, known), int(fit.rng), train_on(device), amp)
+    group_key = fit.group_key or None
+    within = [group_key] * len(folds) if split == "block" else inner_group_keys(bank, folds, group_key)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
     parts: list[pd.DataFrame] = []
     show = bool(settings.progress if progress is None else progress)
@@ -171,10 +173,9 @@ def calibrate(
                 raw=raw[fold.training],
                 n_neighbors=min(fit.n_neighbors, len(part)),
                 n_candidates=min(fit.n_candidates, len(part)),
-                group_key=fit.group_key or None
-                if split == "block"
-                else inner_group_key(part.obs, fit.group_key or None, fold.name),
+                group_key=within[i],
                 metric=fit.metric,
+                say=logger.debug,
             )
             for section in _fold_scores.held_sections(bank, fold, list(part.genes), set(), by_donor=by_donor):
                 parts.append(_fold_scores.about_the_data(bank, section, counts=counts, rng=run.rng))
@@ -200,7 +201,12 @@ def calibrate(
     groups = {name: codes for name, codes in whole.items() if codes.max() >= 1}
     quantiles, units, inside = quantiles_by_level(scores, wanted, groups)
     scored = np.isfinite(scores).any(axis=1)
-    _report(wanted, units, inside, quantiles)
+    for level, unit, share, of_level in zip(wanted, units, inside, quantiles.T, strict=True):
+        logger.info(
+            "Intervals at %g: %ss are the unit, %.3f of the held-out values lie inside, and %d of %d genes get no interval "
+            "(they never vary, or too few %ss measured them).",
+            *(level, unit, share, np.isnan(of_level).sum(), len(of_level), unit),
+        )
     calibration = {
         "schema_version": _keys.SCHEMA_VERSION,
         "fit_hash": fit.fit_hash,
@@ -218,19 +224,3 @@ def calibrate(
     reference.uns[_keys.ATTRS] = {**reference.uns[_keys.ATTRS], _keys.CALIBRATION: calibration}
     trust = pd.concat(parts, ignore_index=True)
     _fold_scores.write_gene_trust(reference, trust, fit.method, split=split, fit_hash=fit.fit_hash)
-
-
-def _report(levels: np.ndarray, units: list[str], inside: np.ndarray, quantiles: np.ndarray) -> None:
-    for i, (level, unit) in enumerate(zip(levels, units, strict=True)):
-        logger.info(
-            "Intervals at %g: %ss are the unit, %.3f of the held-out values lie inside.", level, unit, inside[i]
-        )
-        missing = int(np.isnan(quantiles[:, i]).sum())
-        if missing:
-            logger.info(
-                "%d of %d genes get no interval at %g: they never vary, or too few %ss measured them.",
-                missing,
-                len(quantiles),
-                level,
-                unit,
-            )

@@ -15,7 +15,7 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
 from ragst_sd._labels import as_names
-from ragst_sd._metrics import DEFAULT_METRICS, METRICS, group_means
+from ragst_sd._metrics import DEFAULT_METRICS, METRICS
 from ragst_sd._settings import settings
 from ragst_sd._validate import (
     as_seed,
@@ -42,7 +42,7 @@ from ragst_sd.tl._fold_scores import (
     score_section,
     write_gene_trust,
 )
-from ragst_sd.tl._folds import BLOCKS, RAW_UNIT, Fold, fewer_donors, folds_of, inner_group_key, training_part
+from ragst_sd.tl._folds import BLOCKS, RAW_UNIT, Fold, fewer_donors, folds_of, inner_group_keys, training_part
 from ragst_sd.tl._section_metrics import SECTION_METRICS, needing
 from ragst_sd.tl._waiting import expected_seconds, in_parts, say_if_long
 
@@ -218,13 +218,11 @@ def cross_validate(
         require_positive(number, "cited", whole=True)
     numbers = sorted({int(number) for number in cited})
     if genes is not None:
-        every = reference.var_names
-        asked = list(every) if isinstance(genes, str) and genes == "all" else genes
-        genes = names_among(asked, every, "genes", ": the reference has no", KeyError)
+        every = list(reference.var_names)
+        genes = every if genes == "all" else names_among(genes, every, "genes", ": the reference has no", KeyError)
     require_choice(library_size, LIBRARY_SIZE, "library_size")
-    asked = list(
-        dict.fromkeys(["pearson", *as_names((*DEFAULT_METRICS, *OF_SECTIONS) if metrics is None else metrics)])
-    )
+    given = (*DEFAULT_METRICS, *OF_SECTIONS) if metrics is None else metrics
+    asked = list(dict.fromkeys(["pearson", *as_names(given)]))
     require_known(asked, (*METRICS, *SECTION_METRICS), "metrics")
     if label_key != LABEL or (metrics is not None and needing(asked, "labels")):
         require_key(label_key, reference.obs, "reference.obs")
@@ -242,24 +240,25 @@ def cross_validate(
     counts = None if library_size == "raw" else counts_for_ceiling(reference, bank)
     parts: list[pd.DataFrame] = []
     rounds = [(fold, smaller) for fold in folds for smaller in fewer_donors(bank, fold, n_donors, seed)]
+    within = [None] * len(rounds) if by_donor else inner_group_keys(bank, [fold for _, fold in rounds], group_key)
     seconds = len(values_of) * sum(expected_seconds(methods, len(fold.training)) for _, fold in rounds)
     say_if_long(seconds, f"Fitting {listing(methods)} {len(rounds)} times each", "`methods=['knn']` takes seconds.")
     with in_parts(len(rounds) * len(values_of) * len(methods), show=show) as begin:
-        for i, (whole, fold) in enumerate(rounds):
+        for i, ((whole, fold), inner) in enumerate(zip(rounds, within, strict=True)):
             chosen, summarised = choose_genes(bank, whole, n_genes, genes)
             known = set(bank.genes[bank.measured[np.unique(bank.panels[fold.training])].any(axis=0)])
             chosen = [gene for gene in chosen if gene in known]
             sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
             frames = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
-            inner = None if by_donor else inner_group_key(bank.obs.iloc[fold.training], group_key, fold.name)
             # What fits of the same rows have in common is made once.
             of_fold: dict[str, Any] = {"raw": raw[fold.training], "group_key": inner, "shared": {}, **sizes}
+            of_fold |= {"metric": "euclidean", "say": logger.debug}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
                 for method in methods:
                     begin(f"{fold.kind} held out {i + 1} of {len(rounds)} ({fold.name}), {method}")
                     run = Run(options[method], seed, train_on(device), amp)
-                    fitted = fit_tissue(part, method, run, metric="euclidean", **of_fold)
+                    fitted = fit_tissue(part, method, run, **of_fold)
                     for section in sections:
                         frame = score_section(
                             bank, fitted, section, values, numbers, label_key, seed, metrics=asked, gene_sets=gene_sets
@@ -267,7 +266,6 @@ def cross_validate(
                         frames.append(frame.assign(method=method, unit=unit))
             parts += [frame.assign(n_donors=fold.n_donors) for frame in frames]
     scores = pd.concat(parts, ignore_index=True)[COLUMNS if n_donors is None else [*COLUMNS, "n_donors"]]
-    _log_summary(scores)
     if inplace and n_donors is None:
         _write(reference, scores, methods, split)
     return scores
@@ -299,16 +297,6 @@ def _values_by_unit(reference: AnnData, bank: Bank, library_size: str) -> dict[s
             )
         out[RAW_UNIT] = as_csr(reference.layers[_keys.COUNTS]).log1p()
     return out
-
-
-def _log_summary(scores: pd.DataFrame) -> None:
-    if "pearson" not in set(scores["metric"]):
-        return
-    means = group_means(scores, "pearson")
-    keys = [name for name in ("method", "unit", "n_donors") if name in means]
-    for of_what, values in means.groupby(keys, sort=False)["value"]:
-        what = ", ".join(map(str, of_what)) + (" donors" if "n_donors" in keys else "")
-        logger.info("%s: Pearson %.3f over %d held-out groups.", what, values.mean(), len(values))
 
 
 def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str], split: str) -> None:

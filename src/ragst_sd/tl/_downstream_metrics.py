@@ -41,7 +41,7 @@ def region_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> 
     from sklearn.metrics import ndcg_score
 
     assert about.labels is not None
-    out = {"de_agreement": np.nan, "de_ndcg": np.nan}
+    out: dict[str, float] = {}
     labelled = about.labels != ""
     names, sizes = np.unique(about.labels[labelled], return_counts=True)
     regions = names[(sizes >= _FEWEST_IN_REGION) & (labelled.sum() - sizes >= _FEWEST_IN_REGION)]
@@ -64,16 +64,13 @@ def _differences(values: np.ndarray, labels: np.ndarray, regions: np.ndarray) ->
     """(genes, regions) t statistic of each gene between the spots of a region and all others, 0 where there is none."""
     import scanpy as sc
 
-    names = [str(i) for i in range(values.shape[1])]
-    data = AnnData(
-        values, obs=pd.DataFrame({"region": pd.Categorical(labels)}, index=np.arange(len(labels)).astype(str))
-    )
-    data.var_names = names
+    data = AnnData(values)
+    data.obs["region"] = pd.Categorical(labels)
     # Fold changes, which have no logarithm where a predicted mean is below zero, are not used.
     with np.errstate(invalid="ignore", divide="ignore"):
         sc.tl.rank_genes_groups(data, "region", groups=list(regions), method="t-test")
     ranked = data.uns["rank_genes_groups"]
-    columns = [pd.Series(ranked["scores"][region], index=ranked["names"][region])[names] for region in regions]
+    columns = [pd.Series(ranked["scores"][region], index=ranked["names"][region])[data.var_names] for region in regions]
     return np.nan_to_num(np.stack(columns, axis=1).astype(np.float64), posinf=0.0, neginf=0.0)
 
 
@@ -82,8 +79,7 @@ def gene_set_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -
     import scanpy as sc
 
     assert about.gene_sets is not None
-    index = pd.DataFrame(index=np.arange(len(truth)).astype(str))
-    tables = [AnnData(values, obs=index.copy(), var=pd.DataFrame(index=about.genes)) for values in (predicted, truth)]
+    tables = [AnnData(values, var=pd.DataFrame(index=about.genes)) for values in (predicted, truth)]
     out = {}
     for name, genes in about.gene_sets.items():
         members = sorted(set(genes) & set(about.genes))

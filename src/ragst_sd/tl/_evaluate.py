@@ -15,7 +15,7 @@ from ragst_sd._labels import as_names
 from ragst_sd._metrics import DEFAULT_METRICS, METRICS, by_genes, finite_mean, score_genes
 from ragst_sd._results import MIN_CEILING, N_GENES, most_variable, predicted, require_columns
 from ragst_sd._several import over_sections
-from ragst_sd._truth import compare, size_factor_genes, some_of, truth_counts, truth_table
+from ragst_sd._truth import compare, some_of, truth_table
 from ragst_sd._validate import as_seed, listing, require_key, require_known, require_positive
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._downstream_metrics import gene_sets_of
@@ -176,7 +176,8 @@ def evaluate(
         todo = "Predict with `rg.tl.predict(..., intervals=...)`."
         require_key(_keys.LOWER, table.layers, "the predicted table's layers", todo)
     compared = compare(prediction, measured, layer=layer, unit=unit, genes=genes)
-    places = labels = counts = None
+    counts = compared.counts if asked & set(CEILING_METRICS) else None
+    places = labels = None
     if needing(chosen, "positions"):
         todo = "Metrics of maps and Moran's I need positions of the spots."
         require_key(_keys.SPATIAL, table.obsm, "the predicted table's obsm", todo)
@@ -186,28 +187,27 @@ def evaluate(
         require_key(label_key, measured.obs, "the measured table's obs", todo)
         labels = np.asarray(measured.obs[label_key], dtype=object)
     gene_sets = gene_sets_of(gmt, chosen, compared.genes)
-    if asked & set(CEILING_METRICS):
-        if unit != "counts":
-            raise ValueError(
-                f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the "
-                f"layer with counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
-            )
-        counts, _ = truth_counts(measured, header, layer)
+    if asked & set(CEILING_METRICS) and counts is None:
+        raise ValueError(
+            f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the "
+            f"layer with counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
+        )
     if n_genes is not None:
         require_positive(n_genes, "n_genes", whole=True)
     every = np.arange(len(compared.genes))
     best = every if genes is not None or n_genes is None else most_variable(table, compared.genes, n_genes)
     names = [compared.genes[i] for i in best]
-    basis = np.isin(compared.names, size_factor_genes(header))
+    basis = np.isin(compared.names, np.asarray(header["size_factor_genes"], dtype=str))
     truth_columns = pd.Index(compared.names).get_indexer(names)
+    of_genes = [name for name in METRICS if name in asked or (name == "pearson" and counts is not None)]
     seed, parts = as_seed(rng), []
     for section in compared.sections(sample_key):
         sample, rows, values, expected = section.sample, section.rows, section.values, section.expected
-        of_genes, of_all = [name for name in chosen if name in METRICS], {}
-        of_genes += ["pearson"] if counts is not None and "pearson" not in of_genes else []
+        summary = {name: finite_mean(table.obs[name].to_numpy(float)[section.every]) for name in SPOT_METRICS}
+        summary["n_spots"] = float(len(rows))
         if len(best) < len(every):
             if "pearson" in asked:
-                of_all["pearson_all_genes"] = finite_mean(score_genes(["pearson"], values, expected)["pearson"])
+                summary["pearson_all_genes"] = finite_mean(score_genes(["pearson"], values, expected)["pearson"])
             values, expected = values[:, best], expected[:, best]
         scores = score_genes(of_genes, values, expected)
         if asked & set(INTERVAL_METRICS):
@@ -223,10 +223,8 @@ def evaluate(
             for name in chosen
             if name in scores
         ]
-        summary = {name: finite_mean(table.obs[name].to_numpy(float)[section.every]) for name in SPOT_METRICS}
-        summary |= {"n_spots": float(len(rows)), **of_all}
-        lines = pd.Series(summary, name="value").rename_axis("metric").reset_index()
-        parts.append(lines.assign(gene="", sample=sample))
+        of_spots = {"metric": list(summary), "value": list(summary.values())}
+        parts.append(pd.DataFrame({"gene": "", "sample": sample, **of_spots}))
         of_section = lines_of_section(
             section.values,
             section.expected,

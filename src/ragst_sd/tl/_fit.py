@@ -171,15 +171,13 @@ def fit(
     record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
     record["fit_hash"] = fit_hash(reference, record, fitted)
     _write(reference, record, fitted)
-    rest = f", {fitted.key.shape[1]} components, {record['inner_groups']} held out to choose and calibrate"
+    what = "responses" if task == TASK else "rows"
     logger.info(
-        "Fitted %r on %d %s: %d neighbours of %d candidates%s.",
+        "Fitted %r on %d %s: %d neighbours of %d candidates.",
         method,
         reference.n_obs,
-        "responses" if task == TASK else "rows",
-        record["n_neighbors"],
-        record["n_candidates"],
-        "" if task == TASK else rest,
+        what,
+        *(record[name] for name in ("n_neighbors", "n_candidates")),
     )
 
 
@@ -219,15 +217,17 @@ def fit_tissue(
     group_key: str | None,
     metric: str,
     shared: dict[str, Any] | None = None,
+    say: Callable[..., None] = logger.warning,
 ) -> Bank:
     """The bank with a fit and its rows in phi-space, of which no hash is known yet.
 
     The embeddings of `bank` are standardised and in memory; `raw` (m, d) are the embeddings as they were made. `shared`
-    is what fits of the same rows, with the same groups held out, have in common: filled by the first of them.
+    is what fits of the same rows, with the same groups held out, have in common: filled by the first of them. `say`
+    tells what stands in for donors where there is one only.
     """
     shared = {} if shared is None else shared
     cited, compared = _neighbor_counts(len(bank), n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
-    folds, inner_groups, beside = fitting_folds(bank, group_key)
+    folds, inner_groups, beside = fitting_folds(bank, group_key, say)
     # Sums and batches follow the ids, so that the order of the rows changes nothing.
     order = np.argsort(bank.order)
     back = np.argsort(order)

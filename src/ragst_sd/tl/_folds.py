@@ -15,7 +15,6 @@ from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_choice, require_key, require_positive
-from ragst_sd.reference.header import Header
 from ragst_sd.reference.schema import knows_tiles
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.training import variable_genes
@@ -63,8 +62,8 @@ def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
     return np.unique(names, return_inverse=True)[1]
 
 
-def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
-    """Groups to hold out, and what they are."""
+def inner_folds(bank: Bank, group_key: str | None, say: Callable[..., None] = logger.warning) -> tuple[np.ndarray, str]:
+    """Groups to hold out, and what they are; what stands in for donors is said."""
     if group_key is not None:
         require_key(group_key, bank.obs, "reference.obs")
         folds = group_codes(bank.obs, group_key)
@@ -76,9 +75,9 @@ def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
         folds = group_codes(bank.obs, column)
         if folds.max() >= 1:
             if column != _keys.DONOR:
-                logger.warning("The reference has one donor only: sections are held out to choose and calibrate.")
+                say("The reference has one donor only: sections are held out to choose and calibrate.")
             return folds, column
-    logger.warning(
+    say(
         "The reference has one section only: four spatial blocks are held out to choose and calibrate. "
         "Accuracy on other donors cannot be told from it."
     )
@@ -89,7 +88,9 @@ def inner_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str]:
     return _quarters(x, y), "spatial blocks"
 
 
-def fitting_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str, np.ndarray | None]:
+def fitting_folds(
+    bank: Bank, group_key: str | None, say: Callable[..., None] = logger.warning
+) -> tuple[np.ndarray, str, np.ndarray | None]:
     """Groups to hold out while a method is fitted, what they are, and (m, groups) rows that are left out with each.
 
     Sections of one donor are often slices of one piece of tissue. Held out one by one, they would reward a method that
@@ -101,8 +102,8 @@ def fitting_folds(bank: Bank, group_key: str | None) -> tuple[np.ndarray, str, n
     except ValueError:
         blocks = []
     if len(blocks) < 2:
-        return *inner_folds(bank, group_key), None
-    logger.warning(
+        return *inner_folds(bank, group_key, say), None
+    say(
         "The reference has one donor only: a quarter of its sections is held out at a time, with a margin, to choose. "
         "Accuracy on other donors cannot be told from it."
     )
@@ -125,32 +126,31 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
         If there is one group only, a row has no group, or nothing is left to train on.
     """
     codes, what = inner_folds(bank, group_key)
-    if len(np.unique(codes)) < 2:
-        raise ValueError(f"The reference has {len(bank)} rows in one group ({what}): nothing is left to train on.")
-    samples = bank.obs[_keys.SAMPLE].astype(str).to_numpy()
-    folds = []
+    samples, pictures = bank.obs[_keys.SAMPLE].astype(str).to_numpy(), _pictures(bank)
+    donors = bank.obs[_keys.DONOR].astype(str).to_numpy()
+    folds, shared = [], set()
     for i, together in enumerate(_shared_out(codes, n_folds)):
         held = np.isin(codes, together)
         name = f"block {i + 1}"
         if what in bank.obs:
             name = ", ".join(dict.fromkeys(labels(bank.obs[what])[held]))
-        twins = _same_image(bank.header, set(samples[held]))
-        training = ~held & ~np.isin(codes, codes[np.isin(samples, twins)])
+        twins = np.isin(pictures, pictures[held]) & ~np.isin(samples, samples[held])
+        training = ~held & ~np.isin(codes, codes[twins])
         if not training.any():
             raise ValueError(
-                f"Holding out {what} {name!r} leaves no rows to train on: "
-                "the others have the very images of its sections."
+                f"Holding out {what} {name!r} leaves no rows to train on; groups with the very images of its sections "
+                "are left out with it."
             )
-        if twins:
-            logger.warning("%s %r: %s has the same image and is left out with it.", what, name, listing(twins))
+        if twins.any():
+            same = listing(np.unique(samples[twins]))
+            logger.warning("%s %r: %s has the same image and is left out with it.", what, name, same)
         folds.append(Fold(name, np.flatnonzero(training), np.flatnonzero(held), _KINDS.get(what, what)))
-    donors = bank.obs[_keys.DONOR].astype(str).to_numpy()
-    shared = sorted(set().union(*(set(donors[fold.held]) & set(donors[fold.training]) for fold in folds)))
+        shared |= set(donors[held]) & set(donors[training])
     if group_key is not None and shared:
         logger.warning(
             "Groups of %r share donors (%s): the accuracy is that for other sections of known donors.",
             group_key,
-            listing(shared),
+            listing(sorted(shared)),
         )
     return folds
 
@@ -186,30 +186,25 @@ def block_folds(bank: Bank, margin_um: float | None, *, say: Callable[..., None]
     if margin_um is not None:
         require_positive(margin_um, "margin_um")
     xy = bank.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)
-    samples, sections = bank.obs[_keys.SAMPLE].astype(str).to_numpy(), bank.header.sections
+    samples, pictures = bank.obs[_keys.SAMPLE].astype(str).to_numpy(), _pictures(bank)
     nowhere = np.unique(samples[~np.isfinite(xy).all(axis=1)])
     if len(nowhere):
         raise ValueError(
             f"Blocks need positions in microns, and those of {listing(nowhere)} are unknown. Say how large a pixel is "
             "with `rg.pp.set_image_mpp`, embed, and build the reference again; or hold out donors (`split='donor'`)."
         )
-    pictures = dict(zip(sections.sample, sections.image_hash, strict=True))
-    names = np.array([pictures.get(name) or name for name in samples])
-    held, near = np.full(len(bank), -1), np.zeros((4, len(bank)), dtype=bool)
-    small = []
-    for name in np.unique(names):
-        rows = np.flatnonzero(names == name)
+    held, near, small = np.full(len(bank), -1), np.zeros((4, len(bank)), dtype=bool), []
+    for picture in np.unique(pictures):
+        rows = np.flatnonzero(pictures == picture)
         quarter = _quarters(*xy[rows].T)
-        about = f"{listing(np.unique(samples[rows]))} of {' x '.join(f'{width:,.0f}' for width in np.ptp(xy[rows], axis=0))} µm"
-        if len(np.unique(quarter)) < 2:
-            small.append(about)
-            continue
         margin = _margin(bank, samples[rows[0]], xy[rows], say) if margin_um is None else float(margin_um)
         beside = np.stack([_near(xy[rows], quarter == block, margin) for block in range(4)])
-        if min(((quarter != block) & ~beside[block]).sum() for block in np.unique(quarter)) == 0:
-            small.append(f"{about} with a margin of {margin:,.0f} µm")
-            continue
-        held[rows], near[:, rows] = quarter, beside
+        if all(((quarter != block) & ~beside[block]).any() for block in range(4)):
+            held[rows], near[:, rows] = quarter, beside
+        else:
+            width, height = np.ptp(xy[rows], axis=0)
+            size = f"{width:,.0f} x {height:,.0f} µm with a margin of {margin:,.0f} µm"
+            small.append(f"{listing(np.unique(samples[rows]))} of {size}")
     if (held < 0).all():
         raise ValueError(
             f"Nothing is left to learn from beside a quarter of a section and its margin: {'; '.join(small)}. Give a "
@@ -224,6 +219,12 @@ def block_folds(bank: Bank, margin_um: float | None, *, say: Callable[..., None]
         )
         for block in np.unique(held[held >= 0])
     ]
+
+
+def _pictures(bank: Bank) -> np.ndarray:
+    """(m,) the picture of each row's section: its hash, else the name of the section."""
+    known = dict(zip(bank.header.sections.sample, bank.header.sections.image_hash, strict=True))
+    return np.array([known.get(name) or name for name in bank.obs[_keys.SAMPLE].astype(str)])
 
 
 def _quarters(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -283,25 +284,15 @@ def fewer_donors(bank: Bank, fold: Fold, numbers: int | Sequence[int] | None, rn
     ]
 
 
-def _shared_out(codes: np.ndarray, n_folds: int | None) -> list[np.ndarray]:
+def _shared_out(codes: np.ndarray, n_folds: int | None) -> list[list[int]]:
     """Groups to hold out together: each on its own, or the largest first into the fold with the fewest rows."""
-    groups, sizes = np.unique(codes, return_counts=True)
+    groups, sizes = np.unique(codes), np.bincount(codes)
     if n_folds is None or len(groups) <= n_folds:
-        return [np.array([group]) for group in groups]
+        return [[group] for group in groups]
     folds: list[list[int]] = [[] for _ in range(n_folds)]
-    rows = np.zeros(n_folds, dtype=np.int64)
-    for place in np.argsort(-sizes, kind="stable"):
-        fewest = int(rows.argmin())
-        folds[fewest].append(int(groups[place]))
-        rows[fewest] += sizes[place]
-    return [np.array(fold) for fold in folds]
-
-
-def _same_image(header: Header, samples: set[str]) -> list[str]:
-    """Other sections with the very image of one of `own`."""
-    hashes = dict(zip(header.sections.sample, header.sections.image_hash, strict=True))
-    images = {hashes.get(name, "") for name in samples} - {""}
-    return sorted(name for name, image in hashes.items() if name not in samples and image in images)
+    for group in groups[np.argsort(-sizes[groups], kind="stable")]:
+        min(folds, key=lambda fold: sizes[fold].sum()).append(group)
+    return folds
 
 
 def training_part(bank: Bank, rows: np.ndarray, values: Any) -> Bank:
@@ -317,13 +308,15 @@ def training_part(bank: Bank, rows: np.ndarray, values: Any) -> Bank:
     return part.at_genes(np.flatnonzero(measured.any(axis=0)))
 
 
-def inner_group_key(training: pd.DataFrame, group_key: str | None, fold: str) -> str | None:
-    """What `fit` holds out inside: the outer groups if two are left, else donors, else what it finds itself."""
-    for column in (_keys.DONOR if group_key is None else group_key, _keys.DONOR):
-        if len(set(labels(training[column]))) > 1:
-            return column
-    logger.warning("Without %r one donor is left: parts of its sections are held out to choose.", fold)
-    return None
+def inner_group_keys(bank: Bank, folds: Sequence[Fold], group_key: str | None) -> list[str | None]:
+    """What the fit of each fold holds out: the outer groups if two are left, else donors, else what it finds itself."""
+    columns = dict.fromkeys((group_key or _keys.DONOR, _keys.DONOR))
+    groups = {column: labels(bank.obs[column]) for column in columns}
+    keys = [next((column for column in columns if len(set(groups[column][fold.training])) > 1), None) for fold in folds]
+    alone = dict.fromkeys(fold.name for fold, key in zip(folds, keys, strict=True) if key is None)
+    if alone and len(set(groups[_keys.DONOR])) > 1:
+        logger.warning("Without %s one donor is left: parts of its sections are held out to choose.", listing(alone))
+    return keys
 
 
 def most_variable(part: Bank, n_genes: int) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -145,9 +144,8 @@ def perturbation_folds(
     roles = ["train", "test", *([] if responses else ["control_train", "control_test"]), "unused"]
     columns = {}
     for name, (test, unused) in held.items():
-        role = np.where(test, "test", np.where(unused, "unused", "train"))
         of_controls = "unused" if responses else np.where(first, "control_train", "control_test")
-        role = np.where(is_control, of_controls, role)
+        role = np.select([is_control, test, unused], [of_controls, "test", "unused"], "train")
         columns[name] = pd.Categorical(role[of_line], categories=roles)
     return pd.DataFrame(columns, index=index)
 
@@ -155,35 +153,32 @@ def perturbation_folds(
 def _perturbations(
     labels: pd.DataFrame, control: str, n_folds: int | None, rng: np.random.Generator
 ) -> dict[str, tuple[pd.Series, pd.Series]]:
-    treated = ~labels["control"].to_numpy()
-    perturbation = labels[_keys.PERTURBATION]
-    names = sorted(set(perturbation[treated]))
+    treated = ~labels["control"]
+    names = sorted(set(labels[_keys.PERTURBATION][treated]))
     folds = len(names) if n_folds is None else int(n_folds)
     if not 2 <= folds <= len(names):
         raise ValueError(
             f"{len(names)} perturbations ({listing(names)}) cannot make {folds} folds: 2 to {len(names)} are possible."
         )
-    if n_folds is None:
-        return dict(zip(names, _in_turn(perturbation, treated, names, folds, control), strict=True))
-    shuffled = [names[i] for i in rng.permutation(len(names))]
-    in_turn = _in_turn(perturbation, treated, shuffled, folds, control)
-    return {f"fold{fold + 1}": masks for fold, masks in enumerate(in_turn)}
+    order = names if n_folds is None else [names[i] for i in rng.permutation(len(names))]
+    in_turn = _in_turn(labels, treated, order, folds, control)
+    return {names[i] if n_folds is None else f"fold{i + 1}": masks for i, masks in enumerate(in_turn)}
 
 
 def _in_turn(
-    perturbation: pd.Series, where: Any, names: Sequence[str], folds: int, control: str
+    labels: pd.DataFrame, where: pd.Series, names: Sequence[str], folds: int, control: str
 ) -> Iterator[tuple[pd.Series, pd.Series]]:
     """Some perturbations to hold out at a time, among the cells of a mask, and the combinations to leave out with them."""
-    measured = sorted(set(perturbation[where]))
+    perturbation = labels[_keys.PERTURBATION]
     for fold in range(folds):
         held = set(names[fold::folds])
-        yield where & perturbation.isin(held), where & perturbation.isin(_leaking(measured, held, control))
+        yield where & perturbation.isin(held), where & perturbation.isin(_leaking(perturbation[where], held, control))
 
 
-def _leaking(names: Sequence[str], held: set[str], control: str) -> list[str]:
+def _leaking(measured: pd.Series, held: set[str], control: str) -> set[str]:
     """Combinations that are not held out and contain all genes of a perturbation that is."""
-    genes = {name: set(components(name, control)) for name in {*names, *held}}
-    return [name for name in names if name not in held and any(genes[gene] < genes[name] for gene in held)]
+    genes = {name: set(components(name, control)) for name in {*measured, *held}}
+    return {name for name in set(measured) - held if any(genes[other] < genes[name] for other in held)}
 
 
 def _here(
@@ -203,14 +198,15 @@ def _here(
     out = {}
     for name in sorted(set(context[treated & perturbation.isin(shared)])):
         here = treated & (context == name)
-        elsewhere_too, measured = sorted(set(perturbation[here]) & set(shared)), sorted(set(perturbation[here]))
+        measured = set(perturbation[here])
+        elsewhere_too = sorted(measured & set(shared))
         if folds > len(elsewhere_too) or len(measured) < 2:
             raise ValueError(
                 f"Context {name!r} shares {len(elsewhere_too)} perturbations with others, too few for {folds} folds. Lower "
                 "`n_folds`."
             )
         shuffled = [elsewhere_too[i] for i in rng.permutation(len(elsewhere_too))]
-        for fold, masks in enumerate(_in_turn(perturbation, here, shuffled, folds, control)):
+        for fold, masks in enumerate(_in_turn(labels, here, shuffled, folds, control)):
             out[f"{name} fold{fold + 1}"] = masks
     return out
 
@@ -246,6 +242,6 @@ def _contexts(
                 len(held),
                 context,
             )
-        leaking = treated & perturbation.isin(_leaking(sorted(set(perturbation[treated])), set(held), control))
+        leaking = treated & perturbation.isin(_leaking(perturbation[treated], set(held), control))
         out[context] = (everybody & here, (everybody & ~here & everywhere) | (leaking & (here | everywhere)))
     return out

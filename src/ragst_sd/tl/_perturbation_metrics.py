@@ -172,9 +172,9 @@ def _cell_scores(
                 axes[context] = principal_axes(dense(truth.values[at]), how.n_components)
             n = min(len(ours), len(theirs), how.max_cells)
             mean, components = axes[context]
-            pair = [(x[rng.permutation(len(x))[:n]] - mean) @ components for x in (ours, theirs)]
+            first, second = ((x[rng.permutation(len(x))[:n]] - mean) @ components for x in (ours, theirs))
             for name in distances:
-                scores[name][i] = distribution_distance(*pair, name)
+                scores[name][i] = distribution_distance(first, second, name)
     return scores
 
 

@@ -28,12 +28,11 @@ def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) ->
     encoder = encoder_facts(header["encoder"])
     sources = _sources(prediction, bank)
     licenses = ranked(sources["license"])
-    n_donors = len(np.unique(bank.donors))
+    n_donors, exclude = len(np.unique(bank.donors)), [str(column) for column in np.atleast_1d(header["exclude"])]
+    held_out = "donor" if n_donors > 1 else "section" if len(sources) > 1 else "block"
     terms = {terms for terms, _, _ in licenses}
     score = var[_keys.CV_PEARSON].to_numpy(float)
-    predicted_spots = np.isfinite(obs[_keys.DISTANCE_PERCENTILE].to_numpy(float))
-    if not predicted_spots.any():
-        predicted_spots = np.isfinite(np.asarray(table.X)).any(axis=1)
+    predicted_spots = np.isfinite(np.asarray(table.X)).any(axis=1)
     out = obs[_keys.OUT_OF_REFERENCE].to_numpy(bool)
     unlike = unlike_share(obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
@@ -51,14 +50,8 @@ def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) ->
         "n_sections": len(sources),
         "n_rows": len(bank),
         "n_donors": n_donors,
-        "held_out": "block"
-        if "donor" not in np.atleast_1d(header["exclude"])
-        else "donor"
-        if n_donors > 1
-        else "section"
-        if len(sources) > 1
-        else "block",
-        "exclude": [str(column) for column in np.atleast_1d(header["exclude"])],
+        "held_out": held_out if "donor" in exclude else "block",
+        "exclude": exclude,
         "licenses": licenses,
         "known_licenses": [license for kind, license, _ in licenses if kind is not UNKNOWN],
         "unclear_terms": bool({UNKNOWN, UNRECOGNISED} & terms),

@@ -173,7 +173,7 @@ def _located(predicted: np.ndarray, truth: np.ndarray, about: About) -> tuple[np
 def _spatial_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, float]:
     """Agreement of Moran's I over genes, and of the genes where it is largest."""
     predicted, truth, positions = _located(predicted, truth, about)
-    out = {"moran_agreement": np.nan, "svg_overlap": np.nan}
+    out: dict[str, float] = {}
     if len(positions) < 3:
         return out
     graph = spatial_graph(positions)
@@ -185,11 +185,8 @@ def _spatial_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -
         agreement = pearson(np.nan_to_num(predicted_i, nan=0.0)[:, None], measured[:, None])
         out["moran_agreement"] = float(agreement[0])
     if len(measured) > about.n_top:
-        top = np.argsort(-measured, kind="stable")[: about.n_top]
-        ours = np.argsort(-np.nan_to_num(predicted_i, nan=-np.inf), kind="stable")[
-            : min(about.n_top, np.isfinite(predicted_i).sum())
-        ]
-        out["svg_overlap"] = len(np.intersect1d(top, ours)) / about.n_top
+        top, ours = (pd.Series(values).dropna().nlargest(about.n_top).index for values in (measured, predicted_i))
+        out["svg_overlap"] = len(top.intersection(ours)) / about.n_top
     return out
 
 
@@ -209,11 +206,11 @@ def _ssim(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, A
     predicted, truth, positions = _located(predicted, truth, about)
     genes = np.flatnonzero(varies(truth)) if len(np.unique(positions, axis=0)) > 1 else np.zeros(0, dtype=int)
     if not len(genes):
-        return {"ssim": np.nan}
+        return {}
     pitch, low = spot_pitch(positions), positions.min(axis=0)
     width, height = (int(edge) for edge in np.rint((positions.max(axis=0) - low) / pitch) + 1)
     if min(width, height) < _SSIM_WINDOW:
-        return {"ssim": np.nan}
+        return {}
     pixels = np.stack(np.meshgrid(np.arange(width), np.arange(height)), axis=-1) * pitch + low
     distance, nearest = KDTree(positions).query(pixels)
     low_of, range_of = truth[:, genes].min(axis=0), np.ptp(truth[:, genes], axis=0)
@@ -224,9 +221,9 @@ def _ssim(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, A
 
 def _correlation_agreement(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[str, float]:
     """Pearson correlation of the upper triangles of two gene-gene correlation matrices."""
-    out, (n_spots, n_genes) = {"gene_correlation_agreement": np.nan}, truth.shape
+    n_spots, n_genes = truth.shape
     if n_spots < 3 or n_genes < 3:
-        return out
+        return {}
     a, b = _unit_columns(predicted), _unit_columns(truth)
     pairs = n_genes * (n_genes - 1)
 
@@ -238,10 +235,10 @@ def _correlation_agreement(predicted: np.ndarray, truth: np.ndarray, about: Abou
 
     means = [(float((x.sum(axis=1) ** 2).sum()) - float((x**2).sum())) / pairs for x in (a, b)]
     spread_a, spread_b = (off_diagonal(x, x) / pairs - mean**2 for x, mean in zip((a, b), means, strict=True))
-    if spread_b > 1e-12:
-        shared = off_diagonal(a, b) / pairs - means[0] * means[1]
-        out["gene_correlation_agreement"] = shared / float(np.sqrt(spread_a * spread_b)) if spread_a > 1e-12 else 0.0
-    return out
+    if spread_b <= 1e-12:
+        return {}
+    shared = off_diagonal(a, b) / pairs - means[0] * means[1]
+    return {"gene_correlation_agreement": shared / float(np.sqrt(spread_a * spread_b)) if spread_a > 1e-12 else 0.0}
 
 
 def _unit_columns(values: np.ndarray) -> np.ndarray:
@@ -262,7 +259,7 @@ def _domain_ari(predicted: np.ndarray, truth: np.ndarray, about: About) -> dict[
     predicted, labels = predicted[labelled], about.labels[labelled]
     n_labels = len(np.unique(labels))
     if n_labels < 2 or not predicted.shape[1]:
-        return {"domain_ari": np.nan}
+        return {}
     if len(np.unique(predicted, axis=0)) < n_labels:
         return {"domain_ari": 0.0}
     n_components = min(N_COMPONENTS, *predicted.shape)
