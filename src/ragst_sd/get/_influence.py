@@ -280,9 +280,8 @@ class Rerun:
     @property
     def usable(self) -> np.ndarray:
         """(rows,) which rows of the reference some spot may use."""
-        groups = np.unique(self._eligibility.query_groups[self._on_image], axis=0)
-        patterns = replace(self._eligibility.of_groups(), query_groups=groups)
-        return np.asarray(patterns.mask(slice(None), slice(None)).any(axis=0))
+        seen = self._eligibility.of_queries(self._on_image).of_groups()
+        return np.asarray(seen.mask(seen.patterns()[0], slice(None)).any(axis=0))
 
     def weight_of(self, rows: np.ndarray) -> np.ndarray:
         """(spots,) share of the weights that the rows of a mask hold; NaN for spots off the image."""
@@ -293,8 +292,6 @@ class Rerun:
     def without(self, rows: np.ndarray) -> np.ndarray:
         """(spots, genes) prediction without the rows of a mask; NaN for spots that are left without any."""
         allowed = self._eligibility.allowed & ~rows
-        if not (self._eligibility.allowed & rows).any():
-            return self.prediction
         served = self._on_image & (replace(self._eligibility, allowed=allowed).count() > 0)
         out = np.full((len(served), len(self._genes)), np.nan, dtype=np.float32)
         if served.any():

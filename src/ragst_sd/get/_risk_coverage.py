@@ -10,6 +10,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
+from ragst_sd._labels import as_names
 from ragst_sd._metrics import METRICS, finite_mean, relative_spread, score
 from ragst_sd._results import MORE_IS_BETTER, predicted
 from ragst_sd._several import over_sections
@@ -112,10 +113,10 @@ def risk_coverage(
     """
     prediction = predicted(sdata, prediction_key)
     table = prediction.table
-    shares = [float(share) for share in np.atleast_1d(np.asarray(shares, dtype=np.float64))]
+    shares = np.atleast_1d(np.asarray(shares, dtype=np.float64)).tolist()
     if not shares or not all(0 < share <= 1 for share in shares):
         raise ValueError(f"`shares` is {listing(shares)}; name shares of the spots to keep, above 0 and at most 1.")
-    orders = [_keys.DISAGREEMENT] if by is None else [by] if isinstance(by, str) else list(by)
+    orders = as_names(_keys.DISAGREEMENT if by is None else by)
     for name in orders:
         _check_order(table, name)
     compared = compare(prediction, truth_table(prediction, truth_key, truth), layer=layer, unit=unit, genes=genes)

@@ -210,8 +210,6 @@ def _deconvolve(
     used = about["genes_used"]
     profiles = about["signatures"][:, pd.Index(about["genes"]).get_indexer(used)].astype(np.float64)
     columns = reference.var_names.get_indexer(used)
-    names = [str(panel) for panel in header["panels"]]
-    panels = pd.Index(names).get_indexer(reference.obs[_keys.PANEL].astype(str))
     measured = np.asarray(reference.varm[_keys.MEASURED])[columns]
     values = as_csr(reference.X)[:, columns]
     needed = max(FEWEST_GENES, len(profiles))
@@ -220,7 +218,7 @@ def _deconvolve(
     effects = np.full(measured.shape, np.nan)
     for panel, name in enumerate(header["panels"]):
         of_panel = measured[:, panel]
-        rows = np.flatnonzero(panels == panel)
+        rows = np.flatnonzero(reference.obs[_keys.PANEL].astype(str) == str(name))
         if not len(rows):
             continue
         if of_panel.sum() < needed:

@@ -219,7 +219,8 @@ def cross_validate(
     numbers = sorted({int(number) for number in cited})
     if genes is not None:
         every = list(reference.var_names)
-        genes = every if genes == "all" else names_among(genes, every, "genes", ": the reference has no", KeyError)
+        asked = every if isinstance(genes, str) and genes == "all" else genes
+        genes = names_among(asked, every, "genes", ": the reference has no", KeyError)
     require_choice(library_size, LIBRARY_SIZE, "library_size")
     given = (*DEFAULT_METRICS, *OF_SECTIONS) if metrics is None else metrics
     asked = list(dict.fromkeys(["pearson", *as_names(given)]))
@@ -246,8 +247,8 @@ def cross_validate(
     with in_parts(len(rounds) * len(values_of) * len(methods), show=show) as begin:
         for i, ((whole, fold), inner) in enumerate(zip(rounds, within, strict=True)):
             chosen, summarised = choose_genes(bank, whole, n_genes, genes)
-            known = set(bank.genes[bank.measured[np.unique(bank.panels[fold.training])].any(axis=0)])
-            chosen = [gene for gene in chosen if gene in known]
+            known = bank.measured[np.unique(bank.panels[fold.training])].any(axis=0)
+            chosen = [gene for gene in chosen if gene in bank.genes[known]]
             sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
             frames = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             # What fits of the same rows have in common is made once.
@@ -266,7 +267,7 @@ def cross_validate(
                         frames.append(frame.assign(method=method, unit=unit))
             parts += [frame.assign(n_donors=fold.n_donors) for frame in frames]
     scores = pd.concat(parts, ignore_index=True)[COLUMNS if n_donors is None else [*COLUMNS, "n_donors"]]
-    if inplace and n_donors is None:
+    if inplace and n_donors is None and library_size != "raw":
         _write(reference, scores, methods, split)
     return scores
 
@@ -301,9 +302,6 @@ def _values_by_unit(reference: AnnData, bank: Bank, library_size: str) -> dict[s
 
 def _write(reference: AnnData, scores: pd.DataFrame, methods: list[str], split: str) -> None:
     scores = scores[scores["unit"] != RAW_UNIT]
-    if not (scores["metric"] == "pearson").any():
-        logger.info("Nothing was scored in the reference's own unit: it is left as it is.")
-        return
     owned = reference.uns[_keys.ATTRS]
     if _keys.CALIBRATION in owned:
         logger.info(

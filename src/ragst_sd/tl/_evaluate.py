@@ -192,8 +192,7 @@ def evaluate(
             f"`metrics`: a noise ceiling is estimated by splitting counts, and the truth is {unit!r}. Name the "
             f"layer with counts with `layer=` and leave `unit='counts'`, or leave {listing(CEILING_METRICS)} out."
         )
-    if n_genes is not None:
-        require_positive(n_genes, "n_genes", whole=True)
+    require_positive(n_genes, "n_genes", whole=True, optional=True)
     every = np.arange(len(compared.genes))
     best = every if genes is not None or n_genes is None else most_variable(table, compared.genes, n_genes)
     names = [compared.genes[i] for i in best]

@@ -100,7 +100,7 @@ def score_section(
     gene_sets: Mapping[str, Iterable[str]] | None,
 ) -> pd.DataFrame:
     """All lines of one method on one held-out section."""
-    cites, n_fitted = METHODS[part.fit.method].cites, part.fit.n_neighbors
+    cites = METHODS[part.fit.method].cites
     held = bank.at_rows(section.rows)
     selected, answer = predict_held(part, held, section.genes)
     whole = {
@@ -128,11 +128,10 @@ def score_section(
         )
         if cites:
             whole["evidence_pearson"] = mean_pearson(answer["evidence"][:, columns], expected)
-            for number in (number for number in numbers if number <= n_fitted):
-                of_few = answer["prediction"][:, columns]
-                if number < n_fitted:
+            for number in numbers:
+                if number <= part.fit.n_neighbors:
                     of_few = predict_held(part, held, names, number)[1]["prediction"]
-                whole[f"pearson_cited_{number}"] = mean_pearson(of_few, expected)
+                    whole[f"pearson_cited_{number}"] = mean_pearson(of_few, expected)
     if cites and labels is not None:
         cited = selected.selection
         shares = label_share(cited.rows, cited.weights, labels, part.obs[label_key].to_numpy())

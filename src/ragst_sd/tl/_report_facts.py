@@ -83,7 +83,7 @@ def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) ->
         "effective_n": float(obs[_keys.EFFECTIVE_N].median()),
         "evidence_share": float(obs[_keys.EVIDENCE_SHARE].median()),
         **_fit(header, bank),
-        **_intervals(table, header, predicted_spots),
+        **_intervals(prediction, predicted_spots),
     }
 
 
@@ -155,14 +155,13 @@ def _fit(header: dict[str, Any], bank: Bank) -> dict[str, Any]:
     }
 
 
-def _intervals(table: AnnData, header: dict[str, Any], predicted_spots: np.ndarray) -> dict[str, Any]:
-    if _keys.LOWER not in table.layers or _keys.UPPER not in table.layers:
+def _intervals(prediction: Prediction, predicted_spots: np.ndarray) -> dict[str, Any]:
+    intervals = prediction.intervals(prediction.genes(None))
+    if intervals is None:
         return {"interval_unit": ""}
-    lower, upper = (np.asarray(table.layers[name], dtype=float) for name in (_keys.LOWER, _keys.UPPER))
-    width = upper - lower
     return {
-        "interval_unit": str(header.get(_keys.INTERVAL_UNIT, _keys.UNKNOWN)),
-        "interval_level": float(header.get(_keys.INTERVAL_LEVEL, np.nan)),
-        "interval_width": width,
-        "n_without_interval": int(np.isnan(width[predicted_spots]).all(axis=0).sum()),
+        "interval_unit": intervals.unit,
+        "interval_level": intervals.level,
+        "interval_width": intervals.width,
+        "n_without_interval": int(np.isnan(intervals.width[predicted_spots]).all(axis=0).sum()),
     }
