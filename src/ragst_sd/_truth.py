@@ -39,35 +39,29 @@ def truth_table(prediction: Prediction, truth_key: str | None, truth: AnnData | 
     if truth is not None:
         require_type(truth, AnnData, "truth")
         return truth
-    sdata = prediction.data
+    sdata, key = prediction.data, shown_truth(prediction, truth_key)
     if isinstance(sdata, AnnData):
         raise ValueError("A bare predicted table needs the measured one: pass it with `truth=`.")
-    if truth_key is None:
-        truth_key = _measured_key(sdata, prediction.table)
-    if truth_key is None:
+    if key is None:
         raise ValueError(
             f"No measured table annotates {listing(regions_of(prediction.table))}, which was predicted; tables: "
             f"{listing(sdata.tables)}. Add it to `sdata.tables`, or give it with `truth=` beside the bare predicted "
             "table."
         )
-    require_key(truth_key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
-    if is_predicted(sdata.tables[truth_key]):
-        raise ValueError(f"`sdata.tables[{truth_key!r}]` was predicted by `rg.tl.predict`; the truth must be measured.")
-    return sdata.tables[truth_key]
-
-
-def _measured_key(sdata: SpatialData, table: AnnData) -> str | None:
-    """Name of the only measured table of the shapes that `table` predicts; `None` if there is none."""
-    annotating = [key for region in regions_of(table) for key in annotating_tables(sdata, region)]
-    names = [key for key in dict.fromkeys(annotating) if sdata.tables[key].n_vars]
-    return only_one(names, "truth_key", f"measured tables annotate {listing(regions_of(table))}")
+    require_key(key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
+    if is_predicted(sdata.tables[key]):
+        raise ValueError(f"`sdata.tables[{key!r}]` was predicted by `rg.tl.predict`; the truth must be measured.")
+    return sdata.tables[key]
 
 
 def shown_truth(prediction: Prediction, truth_key: str | Literal[False] | None) -> str | None:
-    """Name of the measured table to show beside a prediction: asked for, or the only one; `None` for none."""
-    if truth_key is None and isinstance(prediction.data, SpatialData):
-        return _measured_key(prediction.data, prediction.table)
-    return truth_key or None
+    """Name of the measured table to show beside a prediction: asked for, or the only one of the shapes; `None` for none."""
+    sdata, regions = prediction.data, regions_of(prediction.table)
+    if truth_key is not None or not isinstance(sdata, SpatialData):
+        return truth_key or None
+    annotating = dict.fromkeys(key for region in regions for key in annotating_tables(sdata, region))
+    names = [key for key in annotating if sdata.tables[key].n_vars]
+    return only_one(names, "truth_key", f"measured tables annotate {listing(regions)}")
 
 
 def if_it_fits(compared: Callable[[], T], truth_key: str | Literal[False] | None) -> T | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -31,8 +31,7 @@ from ragst_sd.tl._waiting import expected_seconds, in_words, say_if_long
 
 logger = logging.getLogger(__name__)
 
-# The first is taken if none is asked for.
-METRICS, METRICS_OF_RESPONSES = ("euclidean", "cosine"), ("cosine", "euclidean")
+METRICS = ("euclidean", "cosine")
 DEFAULT_NEIGHBORS = 50
 
 
@@ -151,13 +150,15 @@ def fit(
     run = Run(None, seed, train_on(device), amp, bool(settings.progress if progress is None else progress))
     task = TASK if is_perturbation(reference) else "histology"
     bank = open_bank(reference, task=task, fitted=False)
+    if metric is None:
+        metric = "cosine" if task == TASK else "euclidean"
+    require_choice(metric, METRICS, "metric")
     if task == TASK:
         available = "for a reference of perturbations available"
         run = replace(run, options=resolve_options(RESPONSE_METHODS, method, options, available=available))
-        fitted = fit_responses(bank, method, run, metric=_metric(metric, METRICS_OF_RESPONSES), **sizes)
+        fitted = fit_responses(bank, method, run, metric=metric, **sizes)
     else:
         run = replace(run, options=resolve_options(METHODS, method, options))
-        metric = _metric(metric, METRICS)
         if metric != "euclidean" and METHODS[method].place is not None:
             raise ValueError(
                 f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
@@ -185,12 +186,6 @@ def train_on(asked: str | None) -> str:
     """Where to train: what was asked for or set, else the CPU, on which the same seed gives the same fit everywhere."""
     wanted = settings.device if asked is None else asked
     return "cpu" if wanted is None else str(resolve_device(wanted))
-
-
-def _metric(asked: str | None, known: Sequence[str]) -> str:
-    metric = known[0] if asked is None else asked
-    require_choice(metric, known, "metric")
-    return metric
 
 
 def _write(reference: AnnData, record: dict[str, Any], bank: Bank) -> None:

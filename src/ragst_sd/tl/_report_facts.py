@@ -66,7 +66,6 @@ def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) ->
         "assessed": bool(np.isfinite(score).any()),
         "n_assessed": int(np.isfinite(score).sum()),
         "n_low": int((score < MIN_CV_PEARSON).sum()),
-        "median_score": float(var[_keys.CV_PEARSON].median()),
         "accuracy": _means(table, var[_keys.CV_PEARSON]),
         "agreement": None if measured is None else _means(table, measured["pearson"]),
         "has_noise_ceiling": bool(var[_keys.NOISE_CEILING].notna().any()),

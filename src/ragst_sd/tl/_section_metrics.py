@@ -154,13 +154,11 @@ def label_share(
 
 def spatial_graph(positions: np.ndarray) -> sp.csr_matrix:
     """Each spot's 6 nearest others, or all that list it among theirs; the weights of each spot sum to 1."""
-    from sklearn.neighbors import NearestNeighbors
+    from sklearn.neighbors import kneighbors_graph
+    from sklearn.preprocessing import normalize
 
-    n_neighbors = min(N_NEIGHBORS, len(positions) - 1)
-    nearest = NearestNeighbors(n_neighbors=n_neighbors).fit(positions).kneighbors_graph()
-    either = sp.csr_matrix(nearest.maximum(nearest.T), dtype=np.float64)
-    either.data /= np.repeat(np.asarray(either.sum(axis=1)).ravel(), np.diff(either.indptr))
-    return either
+    nearest = kneighbors_graph(positions, min(N_NEIGHBORS, len(positions) - 1))
+    return sp.csr_matrix(normalize(nearest.maximum(nearest.T), norm="l1"))
 
 
 def _located(predicted: np.ndarray, truth: np.ndarray, about: About) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
