@@ -31,6 +31,7 @@ def test_cards_name_facts_that_there_are(reference):
 def test_reports_name_facts_that_there_are(predicted, fitted):
     table = predicted.tables["predicted"]
     table.layers["lower"], table.layers["upper"] = table.X - 1, table.X + 1
+    table.uns["retrieval"] |= {"interval_level": 0.9, "interval_unit": "donor"}
     facts = set(gather(predicted_table(table, "predicted"), open_bank(fitted), None))
     added = {"as_html", "pictures", "why_no_pictures", "not_assessed", "not_to_conclude"}
     assert names_of(read_text("tl/_report.md.jinja")) <= facts | added

@@ -196,7 +196,7 @@ def evaluate(
     every = np.arange(len(compared.genes))
     best = every if genes is not None or n_genes is None else most_variable(table, compared.genes, n_genes)
     names = [compared.genes[i] for i in best]
-    basis = np.isin(compared.names, np.asarray(header["size_factor_genes"], dtype=str))
+    basis = np.isin(compared.names, [str(gene) for gene in header["size_factor_genes"]])
     truth_columns = pd.Index(compared.names).get_indexer(names)
     of_genes = [name for name in METRICS if name in asked or (name == "pearson" and counts is not None)]
     seed, parts = as_seed(rng), []
