@@ -172,13 +172,13 @@ def fit(
     record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
     record["fit_hash"] = fit_hash(reference, record, fitted)
     _write(reference, record, fitted)
-    what = "responses" if task == TASK else "rows"
     logger.info(
         "Fitted %r on %d %s: %d neighbours of %d candidates.",
         method,
         reference.n_obs,
-        what,
-        *(record[name] for name in ("n_neighbors", "n_candidates")),
+        "responses" if task == TASK else "rows",
+        record["n_neighbors"],
+        record["n_candidates"],
     )
 
 
