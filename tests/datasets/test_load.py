@@ -608,7 +608,7 @@ class TestErrors:
             rg.datasets.load("her2")
 
     def test_unknown_sample(self, slides, server):
-        with pytest.raises(KeyError, match=r"has no sample 'C'\. Available: 'A', 'B'"):
+        with pytest.raises(KeyError, match=r"has no sample 'C'; available: 'A', 'B'"):
             rg.datasets.load(slides, samples=["A", "C"])
         with pytest.raises(ValueError, match="`samples` is empty"):
             rg.datasets.load(slides, samples=[])

@@ -278,7 +278,7 @@ BAD = {
     "small tiles": (RECIPE.replace("tile_px: 64", "tile_px: 16"), r"section 'donor1': Texture needs tiles"),
     "layer": (RECIPE + "reference: {layer: raw}\n", r"section 'donor1': there is no layer 'raw'"),
     "missing gene": (RECIPE + "genes: [NOSUCHGENE]\n", r"no section measured 'NOSUCHGENE'"),
-    "sample": (RECIPE.replace("tissue: made", "samples: [donor9]\n    tissue: made"), r"no sample 'donor9'. Available: 'donor1'"),
+    "sample": (RECIPE.replace("tissue: made", "samples: [donor9]\n    tissue: made"), r"no sample 'donor9'; available: 'donor1'"),
     "same name": (with_sources({"folder": "sections"}, {"folder": "sections"}), r"section named 'donor1' comes from .*prefix"),
     "data set": (with_sources({"dataset": "her2sst"}), r"`sources\[0\]`: .*Did you mean 'her2st'"),
     "method argument": (RECIPE + "fit: {neighbours: 3}\n", r"line 11: `fit\.neighbours`.*Did you mean 'n_neighbors'"),
@@ -296,7 +296,7 @@ def test_bad_recipes_are_refused_by_name(folder, case):
 def test_missing_files(folder):
     with pytest.raises(FileNotFoundError, match=r"none\.yaml does not exist"):
         rg.io.build_recipe(folder / "none.yaml", path=folder / "reference.zarr.zip")
-    with pytest.raises(FileNotFoundError, match=r"line 4: `sources\[0\]\.folder`.*holds no pair"):
+    with pytest.raises(FileNotFoundError, match=r"line 4: `sources\[0\]\.folder`.*nowhere' does not exist"):
         build(folder, RECIPE.replace("folder: sections", "folder: nowhere"))
     with pytest.raises(TypeError, match="`recipe` is a int"):
         rg.io.build_recipe(3, path=folder / "reference.zarr.zip")

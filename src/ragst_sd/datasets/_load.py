@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path, PurePosixPath
@@ -12,8 +12,7 @@ from typing import Any
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
-from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd._validate import listing, name_list, require_known, require_positive, require_type
 from ragst_sd.datasets._catalog import as_list, catalog_entry, citation_text
 from ragst_sd.datasets._layouts import LAYOUTS
 from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf, mirror_folder, shelf_of
@@ -138,7 +137,7 @@ def find_samples(
         require_type(path, (str, PathLike), "path")
         todo = "Pass the folder that holds the files of the data set."
         given = existing(Path(path).expanduser(), "`path`:", todo, folder=True)
-    folder = user_folder(name, given)
+    folder = _user_folder(name, given)
     try:
         entry = catalog_entry(name)
     except KeyError as error:
@@ -186,11 +185,9 @@ def _loader(entry: Mapping[str, Any]) -> str:
 def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Any]:
     """An entry with the sections asked for; those that a collection does not list are added with their files."""
     listed, files = dict(entry["samples"]), {file["name"]: file for file in entry["files"]}
-    wanted = list(listed) if samples is None else as_names(samples)
-    if not wanted:
-        raise ValueError(f"`samples` is empty. Available: {listing(listed)}.")
+    wanted = list(listed) if samples is None else name_list(samples, "samples")
     if entry["loader"] != "hest":
-        require_samples(wanted, listed, repr(entry["name"]))
+        require_known(wanted, listed, entry["name"], " has no sample", KeyError)
     known, about = next(iter(listed.items()))
     for sample in wanted:
         if sample in listed:
@@ -203,24 +200,7 @@ def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None
     return {**entry, "samples": {sample: listed[sample] for sample in wanted}, "files": list(files.values())}
 
 
-def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Counts and picture of every section of such a folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not exist or holds no such pair.
-    """
-    folder = Path(folder)
-    images = {counts: _picture(folder, counts.stem) for counts in sorted(folder.glob("*.h5ad"))}
-    pairs = {counts.stem: (counts, image) for counts, image in images.items() if image is not None}
-    if not pairs:
-        files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files}).")
-    return pairs
-
-
-def user_folder(name: str, given: Path | None) -> Path | None:
+def _user_folder(name: str, given: Path | None) -> Path | None:
     """Where a data set that no catalogue lists would lie: the folder given, or the one of that name in the mirror."""
     if given is not None:
         return given
@@ -231,52 +211,50 @@ def user_folder(name: str, given: Path | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def folder_samples(name: str, folder: Path, samples: str | Sequence[str] | None) -> dict[str, Sample]:
-    """Sections of a folder: pairs of counts and picture, and pictures alone.
+def folder_samples(
+    name: str, folder: Path, samples: str | Sequence[str] | None = None, *, counted: bool = False
+) -> dict[str, Sample]:
+    """Sections of a folder: pairs of counts and picture and, unless all have to be `counted`, pictures alone.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds no picture.
+        If the folder does not exist, or holds no section.
     KeyError
         If a section asked for is not there.
     """
-    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
+    existing(folder, "Folder", "Pass one that holds sections.", folder=True)
+    pictures = {section: path for section, path in _pictures(folder).items() if not counted or _counts(path).exists()}
     if not pictures:
         files = sorted(path.name for path in folder.iterdir())
+        kind = "pair of <section>.h5ad and picture" if counted else "picture"
         raise FileNotFoundError(
-            f"{str(folder)!r} holds no picture ({', '.join(_PICTURES)}), so no section of {name!r}. It holds "
-            f"{listing(files)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
+            f"{str(folder)!r} holds no {kind} ({', '.join(_PICTURES)}). It holds {listing(files)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
         )
-    wanted = list(pictures) if samples is None else as_names(samples)
-    require_samples(wanted, pictures, f"The folder of {name!r}")
+    wanted = list(pictures) if samples is None else name_list(samples, "samples")
+    require_known(wanted, pictures, str(folder), " has no sample", KeyError)
     empty = Sample(name="", donor=None, roles={}, shelf=Shelf(name, {}, folder, folder), details={})
-    return {section: _as_pair(replace(empty, name=section), folder, pictures[section]) for section in wanted}
-
-
-def require_samples(wanted: Sequence[str], available: Collection[str], where: str) -> None:
-    """Raise a `KeyError` that lists the available sections unless all that are asked for, at least one, are there."""
-    unknown = [name for name in wanted if name not in available]
-    if unknown or not wanted:
-        near = hint(unknown[0], available) if unknown else ""
-        raise KeyError(f"{where} has no sample {listing(unknown)}. Available: {listing(available)}.{near}")
+    return {section: _as_pair(replace(empty, name=section), pictures[section]) for section in wanted}
 
 
 def converted(sample: Sample, folder: Path | None) -> Sample:
     """The same section, read from a pair of h5ad and picture if the folder holds one and not the files as published."""
     if folder is None or ("counts" in sample.roles and (folder / Path(sample.roles["counts"]).name).exists()):
         return sample
-    picture = _picture(folder, sample.name)
-    counts = folder / f"{sample.name}.h5ad"
-    return sample if picture is None or not counts.exists() else _as_pair(sample, folder, picture)
+    picture = _pictures(folder).get(sample.name)
+    return sample if picture is None or not _counts(picture).exists() else _as_pair(sample, picture)
 
 
-def _as_pair(sample: Sample, folder: Path, picture: Path) -> Sample:
-    counts = folder / f"{sample.name}.h5ad"
+def _as_pair(sample: Sample, picture: Path) -> Sample:
+    counts = _counts(picture)
     roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
-    shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=folder)
+    shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=picture.parent)
     return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "picture")
 
 
-def _picture(folder: Path, section: str) -> Path | None:
-    return next((path for suffix in _PICTURES if (path := folder / f"{section}{suffix}").exists()), None)
+def _pictures(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
+
+
+def _counts(picture: Path) -> Path:
+    return picture.with_name(f"{picture.stem}.h5ad")

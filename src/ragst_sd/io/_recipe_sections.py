@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._download import sha256_of
-from ragst_sd.datasets._load import find_samples, folder_samples, read_sample, section_files
+from ragst_sd.datasets._load import find_samples, folder_samples, read_sample
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._recipe import Filters, Place, Recipe, Source
 from ragst_sd.io._section import IMAGE, SHAPES, TABLE
@@ -96,9 +96,7 @@ def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str
                 str(source.dataset), samples=source.samples, path=source.path, bin_um=source.bin_um, progress=progress
             )
         place = place / "folder"
-        samples = folder_samples(
-            str(source.folder), source.folder, source.samples or list(section_files(source.folder))
-        )
+        samples = folder_samples(str(source.folder), source.folder, source.samples, counted=True)
     except (KeyError, FileNotFoundError) as error:
         raise type(error)(f"{place}: {error.args[0]}") from error
     return {
