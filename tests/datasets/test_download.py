@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from ragst_sd.datasets import _download
-from ragst_sd.datasets._download import RemoteFile, fetch
+from ragst_sd.datasets._download import fetch
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 ADVICE = "pass `path=`"
 
 
 def get(file: dict, folder: Path) -> Path:
-    return fetch(RemoteFile(**file), folder, progress=False, advice=ADVICE)
+    return fetch(file, folder, progress=False, advice=ADVICE)
 
 
 def visible(folder: Path) -> list[str]:
@@ -280,5 +280,5 @@ def test_many_at_once_do_not_damage_each_other(server, tmp_path):
 
 
 def test_progress_bar(server, tmp_path, capsys):
-    fetch(RemoteFile(**server.add("a.bin", CONTENT)), tmp_path, progress=True, advice=ADVICE)
+    fetch(server.add("a.bin", CONTENT), tmp_path, progress=True, advice=ADVICE)
     assert "a.bin: 100%" in capsys.readouterr().err

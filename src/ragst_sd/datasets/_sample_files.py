@@ -22,7 +22,7 @@ from filelock import FileLock
 from ragst_sd._replacing import fresh_folder, version_of
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_key
-from ragst_sd.datasets._download import RemoteFile, fetch, whats_wrong
+from ragst_sd.datasets._download import fetch, whats_wrong
 from ragst_sd.io._gate import check_downloaded
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class Shelf:
             logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, str(mirror))
         path = None if mirror is None else _at(mirror / self.dataset, name)
         if path is not None:
-            wrong = whats_wrong(path, size=about.get("size"), sha256=about.get("sha256")) if path.is_file() else None
+            wrong = whats_wrong(path, about) if path.is_file() else None
             if wrong is not None:
                 raise ValueError(
                     f"{str(path)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace "
@@ -91,8 +91,7 @@ class Shelf:
         advice = f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>"
         if about.get("url") is None:
             raise FileNotFoundError(f"No address is known for {name!r} of data set {self.dataset!r}. You can {advice}.")
-        file = RemoteFile(name, about["url"], about.get("size"), about.get("sha256"))
-        path = fetch(file, self.cache, progress=self.progress, advice=advice)
+        path = fetch(about, self.cache, progress=self.progress, advice=advice)
         check_downloaded(path)
         return path
 

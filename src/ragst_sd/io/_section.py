@@ -45,7 +45,7 @@ def assemble(
 
     Parameters
     ----------
-    found
+    adata
         Counts, an AnnData of one's own: columns are added to `obs`, and what describes another object is taken out of
         `uns`.
     xy

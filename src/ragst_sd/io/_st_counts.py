@@ -78,7 +78,7 @@ def locate(adata: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> 
 
     Parameters
     ----------
-    found
+    adata
         Counts.
     coordinates
         `None` for `obsm["spatial"]`, an (n, 2) array in the order of the rows, or a table or its path.
