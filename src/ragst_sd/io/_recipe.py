@@ -48,8 +48,8 @@ class Place:
 
 
 def _genes(value: Any, place: Place) -> list[str] | int:
-    if isinstance(value, Mapping):
-        return _block(MostVariable, value, place).most_variable
+    if isinstance(value, Mapping) and set(value) == {"most_variable"}:
+        return _value(int, value["most_variable"], place / "most_variable")
     if isinstance(value, list):
         # The content hash knows the order of genes; a recipe means the set.
         return sorted(_value(list[str], value, place))
@@ -61,13 +61,6 @@ def _mpp(value: Any, place: Place) -> float | None:
 
 
 # Fields that their type alone does not describe name the function that reads them.
-
-
-@dataclass(frozen=True)
-class MostVariable:
-    """How many of the most variable genes are kept."""
-
-    most_variable: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from spatialdata import SpatialData
@@ -16,10 +15,10 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._download import sha256_of
-from ragst_sd.datasets._load import find_samples, folder_samples, read_sample
+from ragst_sd.datasets._load import find_samples, folder_samples
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._recipe import Filters, Place, Recipe, Source
-from ragst_sd.io._section import IMAGE, SHAPES, TABLE
+from ragst_sd.io._section import TABLE
 
 logger = logging.getLogger(__name__)
 
@@ -128,27 +127,7 @@ def _hash_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) -> SpatialData:
-    """Read, filter and embed a section; `embedding` are arguments of `rg.pp.embed_tiles` that are the same for all.
-
-    Raises
-    ------
-    ValueError, KeyError
-        What reading, filters and embedding refuse, with the name of the section.
-    """
-    from ragst_sd.pp import embed_tiles
-
-    with section.named():
-        sdata = read_sample(section.sample)
-        _check_content(sdata, section.sample.donor, recipe.reference.layer)
-        keep_spots(sdata, section.source.filters, layer=recipe.reference.layer)
-        embedding |= {"image_mpp": section.source.image_mpp, "batch_size": recipe.encoder.batch_size}
-        embedding |= {"image_key": IMAGE, "shapes_key": SHAPES, "table_key": TABLE, **vars(recipe.tiles)}
-        embed_tiles(sdata, **embedding)
-    return sdata
-
-
-def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
+def check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
     """Refuse what is no section of a reference, and write the donor that the recipe names."""
     parts = {"picture": sdata.images, "spots": sdata.shapes, TABLE: sdata.tables}
     missing = [kind for kind, elements in parts.items() if not elements]
