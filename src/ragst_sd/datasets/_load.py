@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from spatialdata import SpatialData
@@ -204,11 +204,8 @@ def _user_folder(name: str, given: Path | None) -> Path | None:
     """Where a data set that no catalogue lists would lie: the folder given, or the one of that name in the mirror."""
     if given is not None:
         return given
-    mirror, below = mirror_folder(), PurePosixPath(name)
-    if mirror is None or not name or below.is_absolute() or ".." in below.parts:
-        return None
-    folder = mirror / below
-    return folder if folder.is_dir() else None
+    mirror = mirror_folder()
+    return mirror / name if mirror is not None and name and (mirror / name).is_dir() else None
 
 
 def folder_samples(
