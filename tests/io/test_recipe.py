@@ -264,7 +264,6 @@ BAD = {
     "mpp": (RECIPE.replace("mpp: 1.0", "mpp: -1"), r"line 10: `tiles\.mpp` is -1"),
     "context": (RECIPE.replace("[1]", "[1, a]"), r"line 10: `tiles\.context\[1\]` is 'a'"),
     "genes": (RECIPE + "genes: most\n", r"line 11: `genes` is 'most'"),
-    "genes twice": (RECIPE + "genes: [a, b, a]\n", r"line 11: `genes` names 'a' twice"),
     "seed": (RECIPE + "seed: -1\n", r"line 11: `seed` is -1"),
     "unit": (RECIPE + "reference: {unit: tpm}\n", r"line 11: `reference\.unit` is 'tpm'; it must be one of 'counts'"),
     "flag": (RECIPE + "filters: {in_tissue: 1}\n", r"line 11: `filters\.in_tissue` is 1; it must be true or false"),

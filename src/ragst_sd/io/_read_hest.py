@@ -15,7 +15,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd._validate import listing, only_one, require_key, require_positive, require_type
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import Origin, assemble, check_inside, checked_source, source_details, stored_diameter
@@ -139,18 +139,13 @@ def read_hest(
 
 
 def _resolve_sample(folder: Path, sample: str | None) -> str:
-    existing(folder, "`path`:", "Pass the folder that holds st, wsis and metadata.", folder=True)
-    present = sorted(file.stem for file in (folder / "st").glob("*.h5ad"))
-    if sample is not None:
-        if sample not in present:
-            where = str(folder / "st")
-            raise KeyError(f"No section {sample!r} in {where!r}. Available: {listing(present)}.{hint(sample, present)}")
-        return sample
-    if len(present) != 1:
-        raise ValueError(
-            f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
-        )
-    return present[0]
+    todo = "Pass the folder that holds st, wsis and metadata."
+    existing(folder, "`path`:", todo, folder=True)
+    present, where = sorted(file.stem for file in (folder / "st").glob("*.h5ad")), str(folder / "st")
+    if sample is None:
+        sample = only_one(present, "sample", f"sections are in {where!r}") or ""
+    require_key(sample, present, where, todo)
+    return sample
 
 
 def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
@@ -167,11 +162,19 @@ def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     """
     path = existing(path, "`metadata`:", "Pass the json file of the section, or the csv table of all sections.")
     if path.suffix.lower() == ".csv":
-        return _under_terms_of_hest(known_fields(_line_of(path, sample)))
-    with readable(path, "json"):
-        # Not strictly JSON: HEST writes NaN where a field is unknown.
-        content = dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
-    return _under_terms_of_hest(known_fields(content))
+        stated = _line_of(path, sample)
+    else:
+        with readable(path, "json"):
+            # Not strictly JSON: HEST writes NaN where a field is unknown.
+            stated = dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
+    meta = known_fields(stated)
+    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
+    # Whatever HEST distributes is under its licence.
+    return {
+        **meta,
+        "license": f"{HEST_LICENSE}; original: {meta['license']}" if "license" in meta else HEST_LICENSE,
+        "citation": f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)",
+    }
 
 
 def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,16 +194,6 @@ def _line_of(path: Any, sample: str) -> dict[str, Any]:
             f"{path.name!r} has {len(rows)} lines for section {sample!r}; it holds {held}. Name it with `sample=`."
         )
     return table.iloc[rows[0]].to_dict()
-
-
-def _under_terms_of_hest(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with licence and citation of HEST too: whatever it distributes is under its licence."""
-    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
-    return {
-        **meta,
-        "license": f"{HEST_LICENSE}; original: {meta['license']}" if "license" in meta else HEST_LICENSE,
-        "citation": f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)",
-    }
 
 
 def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float | None:

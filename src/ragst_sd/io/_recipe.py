@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -52,7 +53,7 @@ def _genes(value: Any, place: Place) -> list[str] | int:
         return _value(int, value["most_variable"], place / "most_variable")
     if isinstance(value, list):
         # The content hash knows the order of genes; a recipe means the set.
-        return sorted(_value(list[str], value, place))
+        return sorted(set(_value(list[str], value, place)))
     raise _wrong(value, place, "a list of names, or `most_variable:` with a number", " Left out, all genes stay.")
 
 
@@ -289,7 +290,12 @@ def _value(kind: Any, value: Any, place: Place) -> Any:
     if kind is Path:
         return _path(_value(str, value, place), place)
     if outer in (list, tuple):
-        return outer(_members(inner[0], value, place, repeated=outer is tuple))
+        if not isinstance(value, list | tuple):
+            # One value stands for a list of one.
+            return outer([_value(inner[0], value, place)])
+        if not value:
+            raise ValueError(f"{place} is empty.")
+        return outer(_value(inner[0], member, place / i) for i, member in enumerate(value))
     if outer is dict:
         if not isinstance(value, Mapping):
             raise _wrong(value, place, "a mapping, one `name: value` per line")
@@ -305,22 +311,7 @@ def _value(kind: Any, value: Any, place: Place) -> Any:
 
 
 def _wrong(value: Any, place: Place, wanted: str, todo: str = "") -> ValueError:
-    return ValueError(f"{place} is {_shown(value)}; it must be {wanted}.{todo}")
-
-
-def _members(kind: Any, value: Any, place: Place, *, repeated: bool) -> list[Any]:
-    """The values of a list; one value stands for a list of one."""
-    if not isinstance(value, list | tuple):
-        return [_value(kind, value, place)]
-    if not value:
-        raise ValueError(f"{place} is empty.")
-    members: list[Any] = []
-    for i, item in enumerate(value):
-        member = _value(kind, item, place / i)
-        if member in members and not repeated and kind is not Source:
-            raise ValueError(f"{place} names {_shown(member)} twice.")
-        members.append(member)
-    return members
+    return ValueError(f"{place} is {reprlib.repr(value)}; it must be {wanted}.{todo}")
 
 
 def _path(value: str, place: Place) -> Path:
@@ -330,8 +321,3 @@ def _path(value: str, place: Place) -> Path:
     if unset is not None:
         raise ValueError(f"{place}: the environment variable {unset[1]} is not set.")
     return place.folder / Path(path).expanduser()
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
