@@ -27,7 +27,7 @@ def test_missing_files(adata, picture, argument, tmp_path):
     [
         ("counts", "counts.mtx", r"'counts\.mtx' has an unsupported suffix; supported: \.h5ad, \.tsv"),
         ("coordinates", "spots.json", r"'spots\.json' has an unsupported suffix; supported: \.tsv"),
-        ("image", "he.gif", r"'he\.gif' has the suffix '\.gif'; read_st reads \.jpg"),
+        ("image", "he.gif", r"'he\.gif' has an unsupported suffix; supported: \.jpg"),
         ("image", "he.svs", r"Slide files are read with `rg\.io\.read_slide`"),
     ],
 )
@@ -82,7 +82,7 @@ def test_swapped_coordinates(adata, picture):
 
 def test_coordinates_of_another_resolution(adata, picture):
     adata.obsm["spatial"] = adata.obsm["spatial"] * 20
-    with pytest.raises(ValueError, match=r"picture at least 16\.0 times as large \(another resolution\)"):
+    with pytest.raises(ValueError, match=r"picture at least 16\.0 times as large \(another resolution"):
         read_st(adata, picture)
 
 

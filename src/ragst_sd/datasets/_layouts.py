@@ -124,7 +124,7 @@ def _assembled(
     """Put a section together whose positions are in pixels of a picture that `image` is `factor` times as large as."""
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
-    check_inside(xy, full.sizes["x"], full.sizes["y"])
+    check_inside(xy, xy, (full.sizes["x"], full.sizes["y"]))
     if mpp is None:
         # Spots are where the instrument put them; what a file states of its pixels may be missing or wrong.
         pitch_um = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers

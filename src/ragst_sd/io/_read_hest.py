@@ -18,7 +18,7 @@ from ragst_sd import _keys
 from ragst_sd._validate import listing, only_one, require_key, require_positive, require_type
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing, readable
-from ragst_sd.io._section import Origin, assemble, check_inside, checked_source, source_details, stored_diameter
+from ragst_sd.io._section import Origin, assemble, check_inside, source_details, stored_diameter
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
 
@@ -102,7 +102,6 @@ def read_hest(
     """
     require_type(path, (str, PathLike), "path")
     require_positive(image_mpp, "image_mpp", optional=True)
-    given = checked_source(source)
     folder = Path(path)
     sample = _resolve_sample(folder, sample)
     suffixes = {"st": ".h5ad", "wsis": ".tif", "metadata": ".json"}
@@ -118,7 +117,7 @@ def read_hest(
     adata, xy = locate(read_counts(files["st"], None), None)
     slide = open_slide(files["wsis"].resolve())
     height, width = slide.levels[0].shape[1:]
-    check_inside(xy, width, height)
+    check_inside(xy, xy, (width, height))
     mpp = pixel_size(meta, slide.mpp, sample) if image_mpp is None else float(image_mpp)
     if mpp is None:
         raise ValueError(
@@ -132,7 +131,7 @@ def read_hest(
             "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
     donor = donor_of(meta, sample) if donor is None else donor
-    origin = Origin(sample, donor, source_details(meta, given))
+    origin = Origin(sample, donor, source_details(meta, source))
     sdata = assemble(adata, xy, pyramid_element(slide.levels), origin, radius=diameter / 2, image_mpp=mpp)
     logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *adata.shape, width, height)
     return sdata

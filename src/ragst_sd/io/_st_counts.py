@@ -18,7 +18,7 @@ from scipy.sparse import csr_matrix
 from ragst_sd import _keys
 from ragst_sd._labels import ON_TISSUE, on_tissue
 from ragst_sd._validate import listing, require_key, require_type, require_unique
-from ragst_sd.io._readable import existing, readable
+from ragst_sd.io._readable import existing_file, readable
 
 logger = logging.getLogger(__name__)
 
@@ -63,14 +63,6 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
         )
     adata.X = _checked_csr(adata.X, adata)
     return adata
-
-
-def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
-    """The path of a file that exists and has one of the suffixes."""
-    path = existing(path, f"`{argument}`:", f"Pass a file ({', '.join(suffixes)}).")
-    if not path.name.lower().endswith(suffixes):
-        raise ValueError(f"`{argument}`: {path.name!r} has an unsupported suffix; supported: {', '.join(suffixes)}.")
-    return path
 
 
 def locate(adata: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> tuple[AnnData, np.ndarray]:

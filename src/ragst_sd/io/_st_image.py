@@ -17,12 +17,11 @@ from xarray import DataArray, DataTree
 from ragst_sd._validate import require_type
 from ragst_sd.image.colours import RGBA, read_colours, require_rgb
 from ragst_sd.io._read_slide import pyramid_element
-from ragst_sd.io._readable import existing
+from ragst_sd.io._readable import existing_file
 from ragst_sd.io._slide_file import open_tiff
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 _TIFFS = (".tif", ".tiff", ".btf")
-_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vsi", ".czi", ".bif")
 _SINGLE_SCALE_PX = 1500
 _CHUNK_PX = 512
 _ORIENTATION = 274
@@ -43,19 +42,14 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
     require_type(image, (str, PathLike, np.ndarray), "image", "Pass a path, or an array with axes y, x, c.")
     if isinstance(image, np.ndarray):
         return _to_rgb(image, "The array given as `image`", value_max)
-    path = existing(image, "Image", f"Pass the path of a picture ({', '.join(_PICTURES + _TIFFS)}).")
-    suffix = path.suffix.lower()
+    todo = "Slide files are read with `rg.io.read_slide`; convert other pictures, or pass their pixels."
+    path = existing_file(image, "image", (*_PICTURES, *_TIFFS), todo)
     what = f"Image {path.name!r}"
-    if suffix in _TIFFS:
+    if path.suffix.lower() in _TIFFS:
         slide = open_tiff(path, value_max)
         _require_upright(slide.orientation, what)
         return slide.levels[0].compute()
-    if suffix in _PICTURES:
-        return _to_rgb(_read_picture(path, what), what, value_max)
-    todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
-    raise ValueError(
-        f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
-    )
+    return _to_rgb(_read_picture(path, what), what, value_max)
 
 
 def image_element(pixels: np.ndarray) -> DataArray | DataTree:
