@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from filelock import FileLock
 from requests import Response
 from tqdm.auto import tqdm
 
-from ragst_sd._replacing import replace_text, version_of
+from ragst_sd._replacing import version_of
 from ragst_sd.image.hub import hub_endpoint, hub_errors
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,7 @@ _REFUSALS: dict[int, tuple[type[OSError], str]] = {
 
 
 def fetch(file: Mapping[str, Any], folder: Path, *, progress: bool, advice: str) -> Path:
-    """Path of a file of the catalogue below `folder`, downloaded if it is not there or is damaged.
+    """Path of a file of the catalogue below `folder`, downloaded if it is not there or of another size.
 
     Parameters
     ----------
@@ -65,16 +64,17 @@ def fetch(file: Mapping[str, Any], folder: Path, *, progress: bool, advice: str)
     OSError
         If the disk is full.
     ValueError
-        If what arrives is not what the catalogue states, or not what arrived the first time.
+        If what arrives is not what the catalogue states.
     """
     target = folder / file["name"]
-    note, arrived = target.with_name(f".{target.name}.json"), target.with_name(f"{target.name}.part")
+    arrived = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
     on_hub = _ADDRESS.match(file["url"])
     # Another process that wants the same file waits, and then finds it there.
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.is_file():
-            wrong = whats_wrong(target, file, note)
+            # It was checked when it arrived: files of many gigabytes are not hashed at every call.
+            wrong = whats_wrong(target, {**file, "sha256": None})
             if wrong is None:
                 return target
             logger.warning("%s is not what it should be (%s): it is downloaded again.", target, wrong)
@@ -84,7 +84,7 @@ def fetch(file: Mapping[str, Any], folder: Path, *, progress: bool, advice: str)
                 _download(file, arrived, progress=progress, advice=advice)
             else:
                 arrived = _fetch_from_hub(on_hub.groups(), folder, progress=progress, advice=advice)
-            wrong = whats_wrong(arrived, file, note)
+            wrong = whats_wrong(arrived, file)
             if wrong is None:
                 arrived.replace(target)
                 return target
@@ -194,43 +194,13 @@ def _hashed(path: Path, version: tuple[int, int, int]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def whats_wrong(path: Path, file: Mapping[str, Any], note: Path | None = None) -> str | None:
-    """What distinguishes a file from the one that the catalogue states, `None` if nothing does.
-
-    Parameters
-    ----------
-    path
-        The file.
-    file
-        `size` and `sha256`, where they are known.
-    note
-        A small file that keeps the hash. So a file of many gigabytes that nobody has touched is not hashed at every
-        call, and one whose checksum the catalogue does not know is compared with what first came. It is written if
-        nothing is wrong.
-    """
-    size, sha256 = file.get("size"), file.get("sha256")
-    status = path.stat()
-    if size is not None and status.st_size != size:
-        return f"{status.st_size} bytes, expected {size}"
-    noted: dict[str, Any] = {}
-    if note is not None and note.is_file():
-        # A note that was damaged is written anew.
-        with suppress(ValueError):
-            noted = dict(json.loads(note.read_text()))
-    first = noted.get("sha256")
-    untouched = (noted.get("size"), noted.get("changed")) == (status.st_size, status.st_mtime_ns)
-    if (note is None and sha256 is None) or (untouched and first == (sha256 or first)):
-        return None
-    digest = sha256_of(path)
-    if sha256 is not None and digest != sha256:
-        return f"sha256 {digest}, expected {sha256}"
-    if sha256 is None and first is not None and digest != first:
-        return f"sha256 {digest}, but {first} when it was first downloaded (delete {note} to accept it)"
-    if note is not None:
-        if sha256 is None and first is None:
-            says = "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on."
-            logger.info(says, note.name.removeprefix(".").removesuffix(".json"), digest)
-        replace_text(note, json.dumps({"sha256": digest, "size": status.st_size, "changed": status.st_mtime_ns}))
+def whats_wrong(path: Path, file: Mapping[str, Any]) -> str | None:
+    """What distinguishes a file from the one that the catalogue states, `None` if nothing does."""
+    size, sha256, found = file.get("size"), file.get("sha256"), path.stat().st_size
+    if size is not None and found != size:
+        return f"{found} bytes, expected {size}"
+    if sha256 is not None and sha256_of(path) != sha256:
+        return f"sha256 {sha256_of(path)}, expected {sha256}"
     return None
 
 

@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, name_list, require_known, require_positive, require_type
-from ragst_sd.datasets._catalog import as_list, catalog_entry, citation_text
+from ragst_sd.datasets._catalog import as_list, catalog_entry, citation_text, require_loader
 from ragst_sd.datasets._layouts import LAYOUTS
 from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf, mirror_folder, shelf_of
 from ragst_sd.io._readable import existing
@@ -86,9 +86,8 @@ def load(
     Files are looked for in `path`, if given; else in the mirror `<RAGST_SD_DATA_DIR>/<name>/<file>`, which is only
     read; else in the cache `<rg.settings.cache_dir>/datasets/<name>/<file>`, into which they are downloaded. A
     download that breaks goes on where it stopped, in the same call or the next, and a file appears under its name only
-    when it is whole. Checksums are compared where the catalogue knows them; else with the one that the file had when
-    it first came. Pictures stay in their files and are read region by region: keep the files while you use the object,
-    or write it.
+    when it is whole. Checksums are compared when a file arrives, where the catalogue knows them. Pictures stay in their
+    files and are read region by region: keep the files while you use the object, or write it.
 
     Sections of arrays of Spatial Transcriptomics may lie in `path` or the mirror as `<section>.h5ad` beside
     `<section>.jpg` instead, with counts in `X` and pixels in `obsm["spatial"]`, as :func:`ragst_sd.io.read_st` reads
@@ -146,7 +145,8 @@ def find_samples(
         raise KeyError(
             f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
         ) from None
-    loader = _loader(entry)
+    require_loader(entry, "load")
+    loader = entry["loader"]
     entry = _with_sections(entry, samples)
     shelf = shelf_of(entry, given=given, progress=progress, password=password)
     scale = {name: entry.get(name) for name in ("image_mpp", "um_between_centers")}
@@ -167,19 +167,6 @@ def _details(entry: Mapping[str, Any]) -> dict[str, str]:
         "license": str(entry.get("license") or _keys.UNKNOWN),
         "citation": citation_text(entry),
     }
-
-
-def _loader(entry: Mapping[str, Any]) -> str:
-    name, loader = entry["name"], entry["loader"]
-    refused = {
-        "census": f"a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it.",
-        "screen": f"a screen of perturbations, not sections: `rg.datasets.load_screen({name!r})` loads it.",
-        None: "listed but cannot be loaded: its files have no known address or a layout of their own. "
-        f"See {entry.get('url')}; `rg.io` and spatialdata-io have readers.",
-    }
-    if loader in refused:
-        raise ValueError(f"{name!r} is {refused[loader]}")
-    return loader
 
 
 def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Any]:
