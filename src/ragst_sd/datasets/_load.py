@@ -233,7 +233,7 @@ def _as_pair(sample: Sample, picture: Path) -> Sample:
     counts = _counts(picture)
     roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
     shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=picture.parent)
-    return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "picture")
+    return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "slide")
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
