@@ -116,10 +116,10 @@ def test_other_section_and_transposed_counts(counts, positions, picture):
 
 def test_values_that_are_no_counts(adata, counts, picture):
     adata.X[0, 0] = -2
-    with pytest.raises(ValueError, match=r"negative values \(least: -2\)"):
+    with pytest.raises(ValueError, match=r"negative values \(down to -2\)"):
         read_st(adata, picture)
     adata.X[0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"holds 1 values that are NaN"):
+    with pytest.raises(ValueError, match=r"holds 1 NaN or infinite values"):
         read_st(adata, picture)
     with pytest.raises(ValueError, match=r"columns that hold no numbers: 'label' \(of 7\)"):
         read_st(counts.assign(label="a"), picture, coordinates=adata.obsm["spatial"])

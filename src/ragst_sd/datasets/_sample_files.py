@@ -168,7 +168,12 @@ class Sample:
         key = hashlib.sha256(repr((str(path), version_of(path), patterns)).encode()).hexdigest()[:12]
         folder = self.shelf.cache / "unpacked" / f"{path.name}-{key}"
         published_at = self.shelf.files[archive].get("password_published_at")
-        unpack(path, patterns, folder, password=self.shelf.password, published_at=published_at)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        with lock, _archive_errors(path, self.shelf.password, published_at):
+            if not folder.is_dir():
+                with fresh_folder(folder) as fresh:
+                    unpack(path, patterns, fresh, self.shelf.password)
         if path.is_relative_to(self.shelf.cache):
             for member in folder.rglob("*"):
                 check_downloaded(member)
@@ -183,53 +188,28 @@ def _at(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def unpack(
-    archive: Path,
-    patterns: Sequence[str],
-    folder: Path,
-    *,
-    password: str | None = None,
-    published_at: str | None = None,
-) -> None:
-    """Unpack the members of a zip or tar archive that match into a folder, unless it is there.
+def unpack(archive: Path, patterns: Sequence[str], folder: Path, password: str | None) -> None:
+    """Unpack the members of a zip or tar archive that match into a new folder.
 
-    Parameters
-    ----------
-    archive
-        The archive.
-    patterns
-        Names of members, or patterns with `*`; each is matched against the end of a member's path as well.
-    folder
-        Where they go, under their paths in the archive.
-    password
-        For an encrypted archive.
-    published_at
-        Where the owner tells the password, for the message.
+    A pattern, which may hold `*`, is matched against the end of a member's path as well.
 
     Raises
     ------
-    PermissionError
-        If the archive is encrypted and the password is missing or wrong.
     ValueError
-        If the archive is damaged, or a member would land outside of the folder.
+        If a member would land outside of the folder.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")), _archive_errors(archive, password, published_at):
-        if folder.is_dir():
-            return
-        members = _tar_members if tarfile.is_tarfile(archive) else _zip_members
-        with fresh_folder(folder) as fresh:
-            fresh.mkdir()
-            for name, content in members(archive, patterns, password):
-                target = (fresh / name).resolve()
-                if not target.is_relative_to(fresh.resolve()):
-                    raise ValueError(
-                        f"Archive {archive.name!r} holds {name!r}, which would be written outside of its folder. It "
-                        "was not unpacked."
-                    )
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with target.open("wb") as out:
-                    shutil.copyfileobj(content, out, 1 << 20)
+    folder.mkdir()
+    members = _tar_members if tarfile.is_tarfile(archive) else _zip_members
+    for name, content in members(archive, patterns, password):
+        target = (folder / name).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"Archive {archive.name!r} holds {name!r}, which would be written outside of its folder. It was not "
+                "unpacked."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            shutil.copyfileobj(content, out, 1 << 20)
 
 
 def matching(name: str, patterns: Sequence[str]) -> bool:

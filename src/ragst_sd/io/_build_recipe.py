@@ -164,10 +164,8 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
     from ragst_sd.pp._embedding_header import default_key
 
     given = {name: value for name, value in vars(plan.encoder).items() if name != "batch_size"}
-    try:
+    with (place / "encoder").named():
         encoder = resolve_encoder(**given, device=worker_device() if device is None else device)
-    except ValueError as error:
-        raise ValueError(f"{place / 'encoder'}: {error}") from error
     return encoder, default_key(encoder.name, plan.encoder.model)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from os import PathLike
@@ -14,7 +15,7 @@ from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, g
 
 import yaml
 
-from ragst_sd._validate import hint, listing, require_type
+from ragst_sd._validate import hint, listing, message_of, require_type
 from ragst_sd.datasets._references import recipe_path
 from ragst_sd.image.onnx_file import is_onnx_file
 
@@ -46,6 +47,14 @@ class Place:
         line = next((f", line {self.lines[block]}" for block in blocks if block in self.lines), "")
         where = f"{self.file}{line}" if self.file else "recipe"
         return f"{where}: `{name}`" if name else where
+
+    @contextmanager
+    def named(self, what: str = "") -> Iterator[None]:
+        """Say of an error at which place of the recipe it is."""
+        try:
+            yield
+        except (KeyError, ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
+            raise type(error)(f"{self}{what}: {message_of(error)}") from error
 
 
 def _genes(value: Any, place: Place) -> list[str] | int:

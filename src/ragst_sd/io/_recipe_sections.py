@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,15 +40,9 @@ class PlannedSection:
             hashes = [_hash_of(path) for path in _files_of(self.sample)]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:24]
 
-    @contextmanager
-    def named(self) -> Iterator[None]:
+    def named(self) -> AbstractContextManager[None]:
         """Say of an error in which line and section of the recipe it is."""
-        try:
-            yield
-        except (KeyError, ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
-            raise type(error)(
-                f"{self.place}, section {self.name!r}: {error.args[0] if len(error.args) == 1 else error}"
-            ) from error
+        return self.place.named(f", section {self.name!r}")
 
 
 def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> list[PlannedSection]:
@@ -89,15 +82,13 @@ def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> 
 
 def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str, Sample]:
     """What a source holds, by the name of the section."""
-    try:
-        if source.folder is None:
+    if source.folder is None:
+        with place.named():
             return find_samples(
                 str(source.dataset), samples=source.samples, path=source.path, bin_um=source.bin_um, progress=progress
             )
-        place = place / "folder"
+    with (place / "folder").named():
         samples = folder_samples(str(source.folder), source.folder, source.samples, counted=True)
-    except (KeyError, FileNotFoundError) as error:
-        raise type(error)(f"{place}: {error.args[0]}") from error
     return {
         name: replace(sample, image_mpp=source.image_mpp, um_between_centers=source.um_between_centers)
         for name, sample in samples.items()
