@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
@@ -156,8 +155,10 @@ def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     ------
     FileNotFoundError
         If there is no such file.
+    KeyError
+        If it is a table without the section.
     ValueError
-        If it cannot be read, or is a table without the section.
+        If it cannot be read.
     """
     path = existing(path, "`metadata`:", "Pass the json file of the section, or the csv table of all sections.")
     if path.suffix.lower() == ".csv":
@@ -181,18 +182,14 @@ def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in stated.items() if value not in (None, "") and value == value}
 
 
-def _line_of(path: Any, sample: str) -> dict[str, Any]:
+def _line_of(path: Path, sample: str) -> dict[str, Any]:
     with readable(path, "csv"):
         table = pd.read_csv(path)
-    column = next((name for name in _IDS if name in table), None)
-    names = pd.Series(dtype=str) if column is None else table[column].astype(str)
-    rows = np.flatnonzero(names == sample)
-    if len(rows) != 1:
-        held = f"the ids {listing(names)}" if column is not None else f"the columns {listing(table.columns)}, no 'id'"
-        raise ValueError(
-            f"{path.name!r} has {len(rows)} lines for section {sample!r}; it holds {held}. Name it with `sample=`."
-        )
-    return table.iloc[rows[0]].to_dict()
+    column = next((name for name in _IDS if name in table), _IDS[0])
+    require_key(column, table, path.name, "It names the section of each line.")
+    names = table[column].astype(str)
+    require_key(sample, names, path.name, "Name a section of the table with `sample=`.")
+    return table[names == sample].iloc[0].to_dict()
 
 
 def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float | None:

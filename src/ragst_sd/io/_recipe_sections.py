@@ -12,7 +12,7 @@ import numpy as np
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._validate import hint, listing
+from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.datasets._download import sha256_of
 from ragst_sd.datasets._load import find_samples, folder_samples
 from ragst_sd.datasets._sample_files import Sample
@@ -61,12 +61,8 @@ def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> 
     for i, source in enumerate(recipe.sources):
         where = place / "sources" / i
         samples = _samples(source, where, progress=progress)
-        for name in source.donors:
-            if name not in samples:
-                raise ValueError(
-                    f"{where / 'donors' / name}: this source has no sample {name!r}. Available: {listing(samples)}."
-                    f"{hint(name, samples)}"
-                )
+        with (where / "donors").named():
+            require_known(source.donors, samples, "donors", " names no sample of this source:")
         for key, sample in samples.items():
             name, donor = source.prefix + key, source.donors.get(key, source.donor)
             if name in planned:
@@ -129,10 +125,8 @@ def check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> N
     table = sdata.tables[TABLE]
     if donor is not None:
         table.obs[_keys.DONOR] = donor
-    if layer is not None and layer not in table.layers:
-        raise KeyError(
-            f"there is no layer {layer!r}. Available: {listing(name for name in table.layers if name is not None)}."
-        )
+    if layer is not None:
+        require_key(layer, table.layers, "layers")
     if _keys.DONOR not in table.obs:
         raise ValueError("its donor is not known. Name the patient or animal with `donor:` or `donors:`.")
 
@@ -156,10 +150,7 @@ def keep_spots(sdata: SpatialData, filters: Filters, *, layer: str | None) -> No
         keep &= np.asarray((counts > 0).sum(axis=1)).ravel() >= filters.min_genes
     wanted = dict(filters.obs or {}) | ({"in_tissue": ["1", "True"]} if filters.in_tissue else {})
     for column, values in wanted.items():
-        if column not in table.obs:
-            raise KeyError(
-                f"the filters name the column {column!r}, which `obs` does not have. Available: {listing(table.obs)}."
-            )
+        require_key(column, table.obs, "obs", "The filters name it.")
         present = table.obs[column].astype(str)
         if not present.isin(values).any():
             raise ValueError(
