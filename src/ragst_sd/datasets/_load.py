@@ -129,8 +129,7 @@ def find_samples(
     Arguments and errors are those of :func:`load`.
     """
     require_type(name, str, "name")
-    if bin_um is not None:
-        require_positive(bin_um, "bin_um", whole=True)
+    require_positive(bin_um, "bin_um", whole=True, optional=True)
     given = None
     if path is not None:
         require_type(path, (str, PathLike), "path")

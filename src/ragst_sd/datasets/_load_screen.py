@@ -121,8 +121,7 @@ def load_screen(
     batch_key="batch")`.
     """
     require_type(name, str, "name")
-    if max_cells is not None:
-        require_positive(max_cells, "max_cells", whole=True)
+    require_positive(max_cells, "max_cells", whole=True, optional=True)
     entry = catalog_entry(name)
     require_loader(entry, "load_screen")
     given = None if path is None else Path(path).expanduser()
