@@ -18,14 +18,12 @@ import logging
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ragst_sd._validate import message_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    from ragst_sd._shell import Batch
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,8 +174,8 @@ def _embed(args: argparse.Namespace) -> int:
     """
     from ragst_sd._shell import embed_files
 
-    tiles = {name: getattr(args, name) for name in ("mean", "std", "tile_px", "mpp", "context")}
-    return embed_files(_batch(args), model=args.model, model_kwargs=_named(args.model_kwargs), tiles=tiles)
+    with _printed("ragst_sd._shell"):
+        return embed_files(args)
 
 
 def _predict(args: argparse.Namespace) -> int:
@@ -192,32 +190,8 @@ def _predict(args: argparse.Namespace) -> int:
     """
     from ragst_sd._shell import predict_files
 
-    return predict_files(
-        _batch(args),
-        reference=args.reference,
-        model=args.model,
-        model_kwargs=_named(args.model_kwargs),
-        donor=args.donor,
-        options={name: getattr(args, name) for name in ("genes", "n_neighbors", "intervals")},
-    )
-
-
-def _batch(args: argparse.Namespace) -> Batch:
-    from ragst_sd._shell import Batch
-
-    names = ("out", "image_key", "table_key", "image_mpp", "keep_pixels", "device")
-    given = {name: getattr(args, name) for name in names}
-    return Batch(tuple(args.inputs), **given, num_workers=args.workers, say=lambda line: print(line, flush=True))
-
-
-def _named(pairs: list[str]) -> dict[str, Any]:
-    """`NAME=VALUE` as YAML reads values: numbers, true and false, texts."""
-    import yaml
-
-    wrong = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
-    if wrong:
-        raise ValueError(f"`--model-kwargs` are written NAME=VALUE; found {', '.join(map(repr, wrong))}.")
-    return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+    with _printed("ragst_sd._shell"):
+        return predict_files(args)
 
 
 def _doctor(args: argparse.Namespace) -> int:

@@ -36,10 +36,10 @@ def read_folder(folder: Path) -> dict[str, SpatialData]:
     FileNotFoundError
         If the folder does not exist or holds no such pair.
     """
-    from ragst_sd.datasets._load import section_files
-    from ragst_sd.io import read_st
+    from ragst_sd.datasets._load import folder_samples, read_sample
 
-    return {name: read_st(counts, image, sample=name) for name, (counts, image) in section_files(folder).items()}
+    samples = folder_samples(str(folder), Path(folder), counted=True)
+    return {name: read_sample(sample) for name, sample in samples.items()}
 
 
 def variable_genes(reference: AnnData, n_genes: int) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd._validate import hint, listing, require_choice, require_positive, require_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,8 +41,7 @@ def _checked(name: str, value: Any) -> Any:
 def _parsed(name: str, text: str) -> Any:
     """What the text of an environment variable means."""
     if name == "progress":
-        if text.lower() not in _TRUE | _FALSE:
-            raise ValueError(f"it must be one of {listing(sorted(_TRUE | _FALSE))}.")
+        require_choice(text.lower(), sorted(_TRUE | _FALSE), name)
         return text.lower() in _TRUE
     if name == "device" and text.lower() in {"none", "auto"}:
         return None

@@ -1,4 +1,7 @@
-"""What `ragst-sd embed` and `ragst-sd predict` do: slides and stores in, stores out, one after the other."""
+"""What `ragst-sd embed` and `ragst-sd predict` do: slides and stores in, stores out, one after the other.
+
+The arguments are those of the parsers in `__main__.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import logging
 import shutil
 import time
 import warnings
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import yaml
 
 import ragst_sd as rg
 from ragst_sd import _keys
@@ -26,6 +29,7 @@ from ragst_sd._workers import worker_device
 from ragst_sd.io._readable import readable
 
 if TYPE_CHECKING:
+    from argparse import Namespace
     from collections.abc import Callable, Mapping
 
     from spatialdata import SpatialData
@@ -39,136 +43,78 @@ _STORE = ".zarr"
 _OVERVIEW_PX = 2048
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What goes in, where it goes, and how it is read."""
-
-    paths: tuple[Path, ...]
-    """Slide files, SpatialData stores, and folders of them."""
-    out: Path
-    """Folder of the new stores."""
-    image_key: str | None = None
-    table_key: str | None = None
-    """Of stores that have several."""
-    image_mpp: float | None = None
-    """Microns per pixel of all images; what they state if left out."""
-    keep_pixels: bool = False
-    """Whether the store of a slide holds all its pixels, in place of an overview."""
-    device: str | None = None
-    num_workers: int = 1
-    say: Callable[[str], object] = logger.info
-    """Takes one line per input."""
-
-    @property
-    def decisive(self) -> tuple[object, ...]:
-        """What a result depends on."""
-        return self.image_key, self.table_key, self.image_mpp, self.keep_pixels
-
-
-def embed_files(batch: Batch, *, model: str, model_kwargs: Mapping[str, Any], tiles: Mapping[str, Any]) -> int:
-    """Embed slides and stores, each into a store of its own.
-
-    Parameters
-    ----------
-    batch
-        The inputs.
-    model, model_kwargs, tiles
-        Encoder, and `mean`, `std`, `tile_px`, `mpp` and `context`, as :func:`ragst_sd.pp.embed_tiles` takes them.
-
-    Returns
-    -------
-    The exit code: 0, or 1 if an input failed.
-    """
-    encoder = _encoder(model, model_kwargs, tiles, batch)
+def embed_files(args: Namespace) -> int:
+    """Embed slides and stores, each into a store of its own; the exit code is 1 if an input failed."""
+    tiles = {name: getattr(args, name) for name in ("mean", "std", "tile_px", "mpp", "context")}
+    encoder = _encoder(args, args.model, tiles)
 
     def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
-        sdata = _opened(path, batch)
-        table = sdata.tables[_embedded(sdata, encoder, tiles, parts, batch)]
+        sdata = _opened(path, args)
+        table = sdata.tables[_embedded(sdata, encoder, tiles, parts, args)]
         return sdata, f"{table.n_obs} spots"
 
-    return _each(batch, ("embed", encoder.weights_hash, repr(dict(tiles))), make)
+    return _each(args, ("embed", encoder.weights_hash, repr(tiles)), make)
 
 
-def predict_files(
-    batch: Batch,
-    *,
-    reference: Path,
-    model: str | None,
-    model_kwargs: Mapping[str, Any],
-    donor: str | None,
-    options: Mapping[str, Any],
-) -> int:
-    """Predict slides and stores from a reference, each into a store of its own.
+def predict_files(args: Namespace) -> int:
+    """Predict slides and stores from a reference, each into a store of its own; the exit code is 1 if an input failed.
 
-    Parameters
-    ----------
-    batch
-        The inputs. A store that holds the embedding of the reference is not embedded again.
-    reference
-        A fitted reference.
-    model, model_kwargs
-        Where the encoder of the reference is found; by its name if left out.
-    donor
-        Donor of all inputs; the column of the reference, or a new donor, if left out.
-    options
-        `genes`, `n_neighbors` and `intervals` of :func:`ragst_sd.tl.predict`.
-
-    Returns
-    -------
-    The exit code: 0, or 1 if an input failed.
+    A store that holds the embedding of the reference is not embedded again.
 
     Raises
     ------
     ValueError
         If the reference is not fitted, or the encoder cannot be made or is another one than that of the reference.
     """
-    adata = rg.io.read_reference(reference)
+    adata = rg.io.read_reference(args.reference)
     bank = open_bank(adata)
     made, use_rep = bank.header.encoder, bank.header.use_rep
+    options = {name: getattr(args, name) for name in ("genes", "n_neighbors", "intervals")}
 
     @cache
     def embedding() -> tuple[Encoder, dict[str, Any]]:
         """The encoder and the tiles of the reference."""
         name = str(made.get("encoder", ""))
-        if model is None and (not name or name.startswith("onnx:")):
+        if args.model is None and (not name or name.startswith("onnx:")):
             what = f"the ONNX file {name.removeprefix('onnx:')!r}" if name else "a model without a name"
-            raise ValueError(f"{reference} was embedded by {what}. Give the file: `--model FILE.onnx`.")
+            raise ValueError(f"{args.reference} was embedded by {what}. Give the file: `--model FILE.onnx`.")
         tiles: dict[str, Any] = {
             **{part: tuple(map(float, made[part])) or None for part in ("mean", "std", "context")},
             "tile_px": int(made["tile_px"]),
             "mpp": None if np.isnan(made["mpp"]) else float(made["mpp"]),
             "key_added": use_rep,
         }
-        encoder = _encoder(model or name.removeprefix("timm:"), model_kwargs, tiles, batch)
+        model = args.model or name.removeprefix("timm:")
+        encoder = _encoder(args, model, tiles)
         if encoder.weights_hash != made["weights_hash"]:
             raise ValueError(
-                f"{reference} was embedded by {name!r} with weights {made['weights_hash'][:12]}; those of "
-                f"{model or name!r} here are {encoder.weights_hash[:12]}. Give the same ones, for instance by "
+                f"{args.reference} was embedded by {name!r} with weights {made['weights_hash'][:12]}; those of "
+                f"{model!r} here are {encoder.weights_hash[:12]}. Give the same ones, for instance by "
                 "`--model-kwargs checkpoint_path=FILE`."
             )
         return encoder, tiles
 
     def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
-        sdata, table_key = _opened(path, batch), batch.table_key
+        sdata, table_key = _opened(path, args), args.table_key
         holding = [key for key, table in sdata.tables.items() if use_rep in table.obsm]
         if not holding:
-            table_key = _embedded(sdata, *embedding(), parts, batch)
+            table_key = _embedded(sdata, *embedding(), parts, args)
         elif len(holding) == 1:
             table_key = holding[0]
-        if donor is not None and table_key is not None:
-            sdata.tables[table_key].obs[_keys.DONOR] = donor
-        donor_key = None if donor is None else _keys.DONOR
-        rg.tl.predict(sdata, adata, table_key=table_key, donor_key=donor_key, device=batch.device, **options)
+        if args.donor is not None and table_key is not None:
+            sdata.tables[table_key].obs[_keys.DONOR] = args.donor
+        donor_key = None if args.donor is None else _keys.DONOR
+        rg.tl.predict(sdata, adata, table_key=table_key, donor_key=donor_key, device=args.device, **options)
         table = sdata.tables["predicted"]
         return sdata, f"{table.n_obs} spots, {table.obs[_keys.OUT_OF_REFERENCE].mean():.0%} of them out of reference"
 
-    if not all(map(_is_store, find_inputs(batch).values())):
+    if not all(map(_is_store, find_inputs(args).values())):
         # What is wrong with it is said once, before the first slide is opened.
         embedding()
-    return _each(batch, ("predict", bank.header.content_hash, bank.fit.fit_hash, repr((donor, dict(options)))), make)
+    return _each(args, ("predict", bank.header.content_hash, bank.fit.fit_hash, repr((args.donor, options))), make)
 
 
-def find_inputs(batch: Batch) -> dict[str, Path]:
+def find_inputs(args: Namespace) -> dict[str, Path]:
     """Slides and stores by the name of their result; of folders all that they hold, not what their folders hold.
 
     Raises
@@ -179,7 +125,7 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
         If two have the same name, or results would lie among the inputs.
     """
     inputs: dict[str, Path] = {}
-    for path in batch.paths:
+    for path in args.inputs:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist. Give slide files, SpatialData stores, or folders of them.")
         inside = [path]
@@ -193,34 +139,35 @@ def find_inputs(batch: Batch) -> dict[str, Path]:
                 )
         for item in inside:
             name = item.stem
-            if item.parent.resolve() == batch.out.resolve():
+            if item.parent.resolve() == args.out.resolve():
                 raise ValueError(f"{item} lies in the folder of the results. Choose another `--out`.")
             if inputs.setdefault(name, item) != item:
                 raise ValueError(
-                    f"{inputs[name]} and {item} would both be written to {batch.out / name}{_STORE}. Rename one of them."
+                    f"{inputs[name]} and {item} would both be written to {args.out / name}{_STORE}. Rename one of them."
                 )
     return inputs
 
 
-def _each(batch: Batch, made_of: tuple[str, ...], make: Callable[[Path, Path], tuple[SpatialData, str]]) -> int:
+def _each(args: Namespace, made_of: tuple[str, ...], make: Callable[[Path, Path], tuple[SpatialData, str]]) -> int:
     """Make the store of every input that has none of the same making; one that fails does not stop the others."""
+    decisive = (args.image_key, args.table_key, args.image_mpp, args.keep_pixels)
     counts = {"done": 0, "unchanged": 0, "failed": 0}
-    inputs = find_inputs(batch)
+    inputs = find_inputs(args)
     for name, path in inputs.items():
-        started, place = time.perf_counter(), batch.out / f"{name}{_STORE}"
+        started, place = time.perf_counter(), args.out / f"{name}{_STORE}"
         try:
             # Libraries below warn about each other.
             with warnings.catch_warnings(), locked(place):
                 warnings.simplefilter("ignore")
                 recover(place)
-                key = hashlib.sha256(repr((*made_of, *batch.decisive, *_version(path))).encode()).hexdigest()
+                key = hashlib.sha256(repr((*made_of, *decisive, *_version(path))).encode()).hexdigest()
                 if _made_of(place) == key:
                     counts["unchanged"] += 1
-                    batch.say(f"{name}: unchanged, {place}")
+                    logger.info("%s: unchanged, %s", name, place)
                     continue
                 parts = place.with_name(f".{name}.parts")
                 sdata, what = make(path, parts)
-                if not _is_store(path) and not batch.keep_pixels:
+                if not _is_store(path) and not args.keep_pixels:
                     _keep_overview(sdata)
                 owned = {**sdata.attrs.get(_keys.ATTRS, {}), _keys.MADE_OF: key}
                 sdata.attrs = {**sdata.attrs, _keys.ATTRS: owned}
@@ -230,11 +177,11 @@ def _each(batch: Batch, made_of: tuple[str, ...], make: Callable[[Path, Path], t
         except Exception as error:
             logger.debug("%s failed.", path, exc_info=True)
             counts["failed"] += 1
-            batch.say(f"{name}: failed. {message_of(error)}")
+            logger.info("%s: failed. %s", name, message_of(error))
         else:
             counts["done"] += 1
-            batch.say(f"{name}: {what}, {time.perf_counter() - started:.1f} s, {place}")
-    batch.say(", ".join(f"{number} {what}" for what, number in counts.items()))
+            logger.info("%s: %s, %.1f s, %s", name, what, time.perf_counter() - started, place)
+    logger.info(", ".join(f"{number} {what}" for what, number in counts.items()))
     return int(counts["failed"] > 0)
 
 
@@ -274,35 +221,44 @@ def _is_store(path: Path) -> bool:
     )
 
 
-def _opened(path: Path, batch: Batch) -> SpatialData:
+def _opened(path: Path, args: Namespace) -> SpatialData:
     if not _is_store(path):
-        return rg.io.read_slide(path, mpp=batch.image_mpp)
+        return rg.io.read_slide(path, mpp=args.image_mpp)
     from spatialdata import SpatialData
 
     with readable(path, "a SpatialData store"):
         return SpatialData.read(path)
 
 
-def _encoder(model: str, model_kwargs: Mapping[str, Any], tiles: Mapping[str, Any], batch: Batch) -> Encoder:
+def _encoder(args: Namespace, model: str, tiles: Mapping[str, Any]) -> Encoder:
     from ragst_sd.image.encoders import resolve_encoder
 
-    device = worker_device() if batch.device is None else batch.device
-    return resolve_encoder(model, model_kwargs=model_kwargs, mean=tiles["mean"], std=tiles["std"], device=device)
+    device = worker_device() if args.device is None else args.device
+    kwargs = _named(args.model_kwargs)
+    return resolve_encoder(model, model_kwargs=kwargs, mean=tiles["mean"], std=tiles["std"], device=device)
 
 
-def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], parts: Path, batch: Batch) -> str:
+def _named(pairs: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` as YAML reads values: numbers, true and false, texts."""
+    wrong = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
+    if wrong:
+        raise ValueError(f"`--model-kwargs` are written NAME=VALUE; found {', '.join(map(repr, wrong))}.")
+    return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
+def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], parts: Path, args: Namespace) -> str:
     """Embed the spots of an object, or tiles over its tissue where it has none; the table that holds the embedding."""
-    image: dict[str, Any] = {"image_key": resolve_image(sdata, batch.image_key), "image_mpp": batch.image_mpp}
+    image: dict[str, Any] = {"image_key": resolve_image(sdata, args.image_key), "image_mpp": args.image_mpp}
     if tiles["mpp"] is not None and image_mpp_of(sdata, **image) is None:
         raise ValueError(
             f"The microns per pixel of image {image['image_key']!r} are not known. Give them: `--image-mpp 0.25`."
         )
     if not any((sdata.shapes, sdata.points, sdata.tables)):
         rg.pp.tile_grid(sdata, **image, tile_px=tiles["tile_px"], mpp=tiles["mpp"])
-    table_key, shapes_key = resolve_annotation(sdata, batch.table_key, None)
+    table_key, shapes_key = resolve_annotation(sdata, args.table_key, None)
     image |= {name: value for name, value in tiles.items() if name not in ("mean", "std")}
     image |= {"table_key": table_key, "shapes_key": shapes_key}
-    rg.pp.embed_tiles(sdata, **image, model=encoder, num_workers=batch.num_workers, cache=parts)
+    rg.pp.embed_tiles(sdata, **image, model=encoder, num_workers=args.workers, cache=parts)
     return table_key
 
 

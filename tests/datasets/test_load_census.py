@@ -86,7 +86,9 @@ def test_conditions_are_added(census):
 def test_bad_input(census):
     with pytest.raises(KeyError, match="census_human_breast"):
         rg.datasets.load_census("census_human_brest")
-    with pytest.raises(ValueError, match=r"no query of the CELLxGENE Census: `rg\.datasets\.load\('her2st'\)`"):
+    with pytest.raises(
+        ValueError, match=r"`rg\.datasets\.load\('her2st'\)` loads it, and not `rg\.datasets\.load_census`"
+    ):
         rg.datasets.load_census("her2st")
     with pytest.raises(ValueError, match="`max_cells_per_type` is 0"):
         rg.datasets.load_census("census_human_breast", max_cells_per_type=0)

@@ -181,7 +181,7 @@ def test_files_that_are_no_screens(tmp_path, columns, message):
 
 
 def test_bad_input(tmp_path):
-    with pytest.raises(ValueError, match="is no screen of perturbations"):
+    with pytest.raises(ValueError, match=r"loads it, and not `rg\.datasets\.load_screen`"):
         rg.datasets.load_screen("her2st")
     with pytest.raises(ValueError, match="load_screen"):
         rg.datasets.load("norman_2019")

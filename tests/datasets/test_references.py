@@ -145,7 +145,7 @@ def test_from_build_breast_to_a_predicted_slide(served, server, cache, tmp_path,
         assert 5 < len(first) < len(server.files)
         assert not parts()
         # Between the embeddings of two sections.
-        assert nursery.build("breast", step=110) == 9, nursery.log.read_text()
+        assert nursery.build("breast", step=50) == 9, nursery.log.read_text()
         kept = parts()
         assert kept and not Path("breast.zarr.zip").exists()
         assert nursery.build("breast") == 0, nursery.log.read_text()

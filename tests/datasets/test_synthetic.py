@@ -281,9 +281,9 @@ def test_named_genes_are_unique():
     ("arguments", "message"),
     [
         ({"n_genes": 10}, "n_genes=10"),
-        ({"n_donors": 0}, "n_donors must be at least 1"),
-        ({"n_spots": 0}, "n_spots must be at least 1"),
-        ({"mpp": 0}, "mpp must lie between"),
+        ({"n_donors": 0}, "`n_donors` is 0"),
+        ({"n_spots": 0}, "`n_spots` is 0"),
+        ({"mpp": 0}, "`mpp` is 0; it must be a number between 0.1 and 4"),
         ({"image_px": 200}, "image_px=300"),
         ({"depth": 0}, "depth"),
         ({"donor_effect": -1}, "donor_effect"),

@@ -21,7 +21,7 @@ CODE = """
     import numpy as np
     from pathlib import Path
     import ragst_sd as rg
-    from ragst_sd.datasets._download import RemoteFile, fetch
+    from ragst_sd.datasets._download import fetch
     from ragst_sd.image.encoders import resolve_encoder
     folder = Path(sys.argv[1])
     for model in ("hf-hub:lab/tiny", "uni", "virchow2"):
@@ -30,7 +30,8 @@ CODE = """
         except Exception:
             traceback.print_exc()
     try:
-        file = RemoteFile("st/a.h5ad", "https://huggingface.co/datasets/lab/data/resolve/main/st/a.h5ad")
+        url = "https://huggingface.co/datasets/lab/data/resolve/main/st/a.h5ad"
+        file = {"name": "st/a.h5ad", "url": url}
         fetch(file, folder / "data", progress=False, advice="log in")
     except Exception:
         traceback.print_exc()

@@ -131,8 +131,8 @@ class TestBadInput:
         boxes = {name: tuple(4 * edge for edge in box) for name, box in BOXES.items()}
         path = write_geojson(tmp_path / "slide.geojson", boxes)
         message = (
-            r"All 2 outlines of 'slide.geojson' lie outside the image: they cover x 1200 to 1680 and y 1000 to 1600, "
-            r"image 'he' has 440 x 420 pixels. They look like pixels of an image at least 3.8 times as large"
+            r"All 2 outlines of 'slide.geojson' lie outside the picture of 440 x 420 px: they cover x 1200 to 1680 and "
+            r"y 1000 to 1600. They look like pixels of a picture at least 3.8 times as large"
         )
         with pytest.raises(ValueError, match=message):
             rg.io.read_annotations(sdata, path)

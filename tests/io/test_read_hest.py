@@ -107,7 +107,7 @@ class TestErrors:
 
     def test_sample_is_needed_or_unknown(self, folder):
         write_hest(folder, "DRAWN2")
-        with pytest.raises(ValueError, match=r"holds 2 sections: 'DRAWN1', 'DRAWN2'"):
+        with pytest.raises(ValueError, match=r"`sample` is needed: 2 sections are in .*: 'DRAWN1', 'DRAWN2'"):
             rg.io.read_hest(folder)
         with pytest.raises(KeyError, match="Did you mean 'DRAWN2'"):
             rg.io.read_hest(folder, sample="drawn2")

@@ -164,7 +164,7 @@ class TestMetadata:
         assert set(table.obs["donor"]) == {"Atlas: P4"}
         assert table.uns["ragst"]["source"]["license"] == "CC BY-NC-SA 4.0 (HEST-1k); original: CC BY 4.0"
         assert sdata.attrs["ragst"]["image_mpp"]["patches"] == 2.0
-        with pytest.raises(ValueError, match="0 lines for section 'S7'; it holds the ids 'OTHER', 'DRAWN1'"):
+        with pytest.raises(KeyError, match=r"'S7' not found in .*Available: 'OTHER', 'DRAWN1'"):
             read(files, metadata=path, sample="S7")
 
     def test_mapping_states_its_own_licence(self, files):

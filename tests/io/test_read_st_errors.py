@@ -27,7 +27,7 @@ def test_missing_files(adata, picture, argument, tmp_path):
     [
         ("counts", "counts.mtx", r"'counts\.mtx' has an unsupported suffix; supported: \.h5ad, \.tsv"),
         ("coordinates", "spots.json", r"'spots\.json' has an unsupported suffix; supported: \.tsv"),
-        ("image", "he.gif", r"'he\.gif' has the suffix '\.gif'; read_st reads \.jpg"),
+        ("image", "he.gif", r"'he\.gif' has an unsupported suffix; supported: \.jpg"),
         ("image", "he.svs", r"Slide files are read with `rg\.io\.read_slide`"),
     ],
 )
@@ -82,7 +82,7 @@ def test_swapped_coordinates(adata, picture):
 
 def test_coordinates_of_another_resolution(adata, picture):
     adata.obsm["spatial"] = adata.obsm["spatial"] * 20
-    with pytest.raises(ValueError, match=r"picture at least 16\.0 times as large \(another resolution\)"):
+    with pytest.raises(ValueError, match=r"picture at least 16\.0 times as large \(another resolution"):
         read_st(adata, picture)
 
 
@@ -116,10 +116,10 @@ def test_other_section_and_transposed_counts(counts, positions, picture):
 
 def test_values_that_are_no_counts(adata, counts, picture):
     adata.X[0, 0] = -2
-    with pytest.raises(ValueError, match=r"negative values \(least: -2\)"):
+    with pytest.raises(ValueError, match=r"negative values \(down to -2\)"):
         read_st(adata, picture)
     adata.X[0, 0] = np.nan
-    with pytest.raises(ValueError, match=r"holds 1 values that are NaN"):
+    with pytest.raises(ValueError, match=r"holds 1 NaN or infinite values"):
         read_st(adata, picture)
     with pytest.raises(ValueError, match=r"columns that hold no numbers: 'label' \(of 7\)"):
         read_st(counts.assign(label="a"), picture, coordinates=adata.obsm["spatial"])

@@ -134,6 +134,22 @@ def catalog_entry(name: str) -> dict[str, Any]:
     return deepcopy(_shipped()[name])
 
 
+def require_loader(entry: Mapping[str, Any], function: str) -> None:
+    """Raise a `ValueError` that names the right function unless this one of `rg.datasets` loads an entry."""
+    name, loader = entry["name"], entry["loader"]
+    if loader is None:
+        raise ValueError(
+            f"{name!r} is listed but cannot be loaded: its files have no known address or a layout of their own. See "
+            f"{entry.get('url')}; `rg.io` and spatialdata-io have readers."
+        )
+    right = {"census": "load_census", "screen": "load_screen"}.get(loader, "load")
+    if function != right:
+        raise ValueError(
+            f"{name!r} is of the kind {entry['kind']!r}: `rg.datasets.{right}({name!r})` loads it, and not "
+            f"`rg.datasets.{function}`."
+        )
+
+
 def as_list(value: Any) -> list[Any]:
     """A field that holds nothing, one value or several, as a list."""
     if value is None:

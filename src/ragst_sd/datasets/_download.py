@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import logging
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from filelock import FileLock
 from requests import Response
 from tqdm.auto import tqdm
 
-from ragst_sd._replacing import replace_text, version_of
+from ragst_sd._replacing import version_of
 from ragst_sd.image.hub import hub_endpoint, hub_errors
 
 logger = logging.getLogger(__name__)
@@ -42,24 +40,14 @@ _REFUSALS: dict[int, tuple[type[OSError], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class RemoteFile:
-    """A file that somebody else keeps."""
-
-    name: str
-    """Path below the folder of its data set."""
-    url: str
-    size: int | None = None
-    sha256: str | None = None
-
-
-def fetch(file: RemoteFile, folder: Path, *, progress: bool, advice: str) -> Path:
-    """Path of the file below `folder`, downloaded if it is not there or is damaged.
+def fetch(file: Mapping[str, Any], folder: Path, *, progress: bool, advice: str) -> Path:
+    """Path of a file of the catalogue below `folder`, downloaded if it is not there or of another size.
 
     Parameters
     ----------
     file
-        What to download; an address of the Hugging Face hub is left to the hub's own client.
+        `name` (its path below the folder of its data set), `url`, and `size` and `sha256` where they are known. An
+        address of the Hugging Face hub is left to the hub's own client.
     folder
         Folder of the data set in the cache.
     progress
@@ -76,44 +64,40 @@ def fetch(file: RemoteFile, folder: Path, *, progress: bool, advice: str) -> Pat
     OSError
         If the disk is full.
     ValueError
-        If what arrives is not what the catalogue states, or not what arrived the first time.
+        If what arrives is not what the catalogue states.
     """
-    target = folder / file.name
-    note, arrived = target.with_name(f".{target.name}.json"), target.with_name(f"{target.name}.part")
+    target = folder / file["name"]
+    arrived = target.with_name(f"{target.name}.part")
     target.parent.mkdir(parents=True, exist_ok=True)
-    place = on_hub(file.url)
+    on_hub = _ADDRESS.match(file["url"])
     # Another process that wants the same file waits, and then finds it there.
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.is_file():
-            wrong = whats_wrong(target, size=file.size, sha256=file.sha256, note=note)
+            # It was checked when it arrived: files of many gigabytes are not hashed at every call.
+            wrong = whats_wrong(target, {**file, "sha256": None})
             if wrong is None:
                 return target
             logger.warning("%s is not what it should be (%s): it is downloaded again.", target, wrong)
-        # What had arrived earlier may be of another version of the file: then it is downloaded anew.
-        for resumed in (arrived.is_file(), False):
-            if place is None:
-                _download(file, arrived, progress=progress, advice=advice)
-            else:
-                arrived = fetch_from_hub(place, folder, progress=progress, advice=advice)
-            wrong = whats_wrong(arrived, size=file.size, sha256=file.sha256, note=note)
-            if wrong is None:
-                arrived.replace(target)
-                return target
+        if on_hub is None:
+            _download(file, arrived, progress=progress, advice=advice)
+        else:
+            arrived = _fetch_from_hub(on_hub.groups(), folder, progress=progress, advice=advice)
+        wrong = whats_wrong(arrived, file)
+        if wrong is not None:
             arrived.unlink()
-            if not resumed:
-                break
-    raise ValueError(
-        f"{file.url} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays so, the "
-        f"owner has changed the file. You can also {advice}."
-    )
+            raise ValueError(
+                f"{file['url']} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays "
+                f"so, the owner has changed the file. You can also {advice}."
+            )
+        return arrived.replace(target)
 
 
-def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> None:
+def _download(file: Mapping[str, Any], part: Path, *, progress: bool, advice: str) -> None:
     """Ask for a file until all of it is there.
 
     A bad line may take as many attempts as it needs while something arrives.
     """
-    failures, furthest = 0, _size(part)
+    url, failures, furthest = file["url"], 0, _size(part)
     while failures < _ATTEMPTS:
         try:
             return _request(file, part, progress=progress)
@@ -122,7 +106,7 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
             status, reason = answer.status_code, f"the server answers {answer.status_code} ({answer.reason})"
             if status not in _TEMPORARY:
                 kind, what = _REFUSALS.get(status, (ConnectionError, "could not be downloaded"))
-                raise kind(f"{file.url} {what}: {reason}. You can also {advice}.") from None
+                raise kind(f"{url} {what}: {reason}. You can also {advice}.") from None
             if status == 416:
                 # What had arrived is longer than the file.
                 part.unlink(missing_ok=True)
@@ -133,7 +117,7 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
                 raise
             free = shutil.disk_usage(part.parent).free / 1e9
             msg = (
-                f"No space for {file.name!r} in {str(part.parent)!r} ({free:.2f} GB are free). Make space, or choose "
+                f"No space for {file['name']!r} in {str(part.parent)!r} ({free:.2f} GB are free). Make space, or choose "
                 "another cache folder (`rg.settings.cache_dir`, RAGST_SD_CACHE_DIR); what has arrived is kept and "
                 "gone on from."
             )
@@ -142,16 +126,16 @@ def _download(file: RemoteFile, part: Path, *, progress: bool, advice: str) -> N
         furthest = max(furthest, _size(part))
         if failures < _ATTEMPTS:
             wait = min(2.0**failures, _LONGEST_WAIT_S)
-            logger.info("%s: %s; trying again in %.0f s.", file.url, reason, wait)
+            logger.info("%s: %s; trying again in %.0f s.", url, reason, wait)
             time.sleep(wait)
     raise ConnectionError(
-        f"{file.url} could not be downloaded: {reason}. Tried {_ATTEMPTS} times; {_size(part)} bytes are kept in "
+        f"{url} could not be downloaded: {reason}. Tried {_ATTEMPTS} times; {_size(part)} bytes are kept in "
         f"{str(part)!r}, and the next call goes on from there if the server says that the file is still the same. "
         f"You can also {advice}."
     )
 
 
-def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
+def _request(file: Mapping[str, Any], part: Path, *, progress: bool) -> None:
     """One request that goes on from what is there."""
     from ragst_sd import __version__
 
@@ -159,11 +143,11 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
     mark, have = part.with_name(f".{part.name}.etag"), _size(part)
     version = mark.read_text(encoding="utf-8") if mark.is_file() else ""
     headers = {"User-Agent": f"ragst_sd/{__version__}", "Accept-Encoding": "identity"}
-    if have and (version or file.sha256):
+    if have and (version or file.get("sha256")):
         headers["Range"] = f"bytes={have}-"
     if have and version:
         headers["If-Range"] = version
-    with requests.get(file.url, headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
+    with requests.get(file["url"], headers=headers, stream=True, timeout=_TIMEOUT_S) as response:
         response.raise_for_status()
         sent, span = _version(response), response.headers.get("Content-Range", "")
         goes_on = response.status_code == 206
@@ -176,7 +160,7 @@ def _request(file: RemoteFile, part: Path, *, progress: bool) -> None:
             raise OSError(errno.ENOSPC, "the file is larger than what is free")
         # Before version 2 urllib3 takes a connection that ends early for the end of the file.
         response.raw.enforce_content_length = True
-        shown = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": file.name, "disable": not progress}
+        shown = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "desc": file["name"], "disable": not progress}
         with part.open("ab" if goes_on else "wb") as out, tqdm(total=size or None, **shown) as bar:
             for block in response.iter_content(_BLOCK):
                 bar.update(out.write(block))
@@ -205,84 +189,49 @@ def _hashed(path: Path, version: tuple[int, int, int]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def whats_wrong(path: Path, *, size: int | None, sha256: str | None, note: Path | None = None) -> str | None:
-    """What distinguishes a file from the one it should be, `None` if nothing does.
-
-    Parameters
-    ----------
-    path
-        The file.
-    size, sha256
-        What the catalogue states, `None` where it does not.
-    note
-        A small file that keeps the hash. So a file of many gigabytes that nobody has touched is not hashed at every
-        call, and one whose checksum the catalogue does not know is compared with what first came. It is written if
-        nothing is wrong.
-    """
-    status = path.stat()
-    if size is not None and status.st_size != size:
-        return f"{status.st_size} bytes, expected {size}"
-    noted: dict[str, Any] = {}
-    if note is not None and note.is_file():
-        # A note that was damaged is written anew.
-        with suppress(ValueError):
-            noted = dict(json.loads(note.read_text()))
-    first = noted.get("sha256")
-    untouched = (noted.get("size"), noted.get("changed")) == (status.st_size, status.st_mtime_ns)
-    if (note is None and sha256 is None) or (untouched and first == (sha256 or first)):
-        return None
-    digest = sha256_of(path)
-    if sha256 is not None and digest != sha256:
-        return f"sha256 {digest}, expected {sha256}"
-    if sha256 is None and first is not None and digest != first:
-        return f"sha256 {digest}, but {first} when it was first downloaded (delete {note} to accept it)"
-    if note is not None:
-        if sha256 is None and first is None:
-            says = "The catalogue knows no checksum of %s: sha256 %s is noted and compared from now on."
-            logger.info(says, note.name.removeprefix(".").removesuffix(".json"), digest)
-        replace_text(note, json.dumps({"sha256": digest, "size": status.st_size, "changed": status.st_mtime_ns}))
+def whats_wrong(path: Path, file: Mapping[str, Any]) -> str | None:
+    """What distinguishes a file from the one that the catalogue states, `None` if nothing does."""
+    size, sha256, found = file.get("size"), file.get("sha256"), path.stat().st_size
+    if size is not None and found != size:
+        return f"{found} bytes, expected {size}"
+    if sha256 is not None and sha256_of(path) != sha256:
+        return f"sha256 {sha256_of(path)}, expected {sha256}"
     return None
 
 
-def on_hub(url: str) -> tuple[str, ...] | None:
-    """Repository, revision and path on the hub that an address means, `None` if it means another server."""
-    place = _ADDRESS.match(url)
-    return place.groups() if place else None
-
-
 @contextmanager
-def quiet_hub(*, quiet: bool) -> Iterator[None]:
-    """Keep the progress bars of the hub's client from showing, if asked for."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    switch = quiet and not are_progress_bars_disabled()
-    if switch:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if switch:
-            enable_progress_bars()
-
-
-def fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice: str) -> Path:
-    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for now.
+def from_hub(repository: str, *, progress: bool, advice: str) -> Iterator[None]:
+    """Let the hub's client download, with its progress bars or without; its errors end with `advice`.
 
     Raises
     ------
     PermissionError
         If the owners ask to accept terms and this account has not, or is not logged in.
     FileNotFoundError
-        If repository or file do not exist.
+        If repository, revision or file do not exist.
     ConnectionError
         If the hub cannot be reached.
     """
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    switch = not progress and not are_progress_bars_disabled()
+    if switch:
+        disable_progress_bars()
+    try:
+        page = f"{hub_endpoint()}/datasets/{repository}"
+        with hub_errors(repository, url=page, local_advice=advice, what="files"):
+            yield
+    finally:
+        if switch:
+            enable_progress_bars()
+
+
+def _fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice: str) -> Path:
+    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for now."""
     from huggingface_hub import hf_hub_download
 
     repository, revision, path = place
-    page = f"{hub_endpoint()}/datasets/{repository}"
     advice = f"{advice}. A token can also be given as the environment variable HF_TOKEN"
-    with quiet_hub(quiet=not progress), hub_errors(repository, url=page, local_advice=advice, what="files"):
+    with from_hub(repository, progress=progress, advice=advice):
         where: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "endpoint": hub_endpoint()}
-        arrived = hf_hub_download(repository, path, local_dir=folder / ".hub", **where)
-    return Path(arrived)
+        return Path(hf_hub_download(repository, path, local_dir=folder / ".hub", **where))

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 _POSITIONS = ("barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres")
 _PIXELS = ["pxl_col_in_fullres", "pxl_row_in_fullres"]
+_PLAIN = (".jpg", ".jpeg", ".png")
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
 _BIN_UM = 16
 _LEFT_OUT = ["cells_boundaries", "nucleus_boundaries", "cells_labels", "nucleus_labels", "transcripts"]
@@ -84,7 +85,7 @@ def read_visium_hd(sample: Sample) -> SpatialData:
 
 
 def _picture(path: Path) -> DataArray | DataTree:
-    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+    if path.suffix.lower() in _PLAIN:
         return image_element(read_rgb(path))
     return pyramid_element(open_slide(path.resolve()).levels)
 
@@ -124,7 +125,7 @@ def _assembled(
     """Put a section together whose positions are in pixels of a picture that `image` is `factor` times as large as."""
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
-    check_inside(xy, full.sizes["x"], full.sizes["y"])
+    check_inside(xy, xy, (full.sizes["x"], full.sizes["y"]))
     if mpp is None:
         # Spots are where the instrument put them; what a file states of its pixels may be missing or wrong.
         pitch_um = _PITCH_UM if sample.um_between_centers is None else sample.um_between_centers
@@ -183,12 +184,6 @@ def read_st_h5ad(sample: Sample) -> SpatialData:
     return _read(sample, sample.path("counts"), None)
 
 
-def read_picture(sample: Sample) -> SpatialData:
-    """`image`: a plain picture without counts. There are no spots, so nowhere to write a donor."""
-    sdata = SpatialData(images={IMAGE: image_element(read_rgb(sample.path("image")))})
-    return _with_source(sdata, sample)
-
-
 def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
     from ragst_sd.io import read_st
 
@@ -233,15 +228,13 @@ def read_hest_sample(sample: Sample) -> SpatialData:
 
 
 def read_slide_sample(sample: Sample) -> SpatialData:
-    """`image`: a slide without expression. There are no spots, so nowhere to write a donor."""
+    """`image`: a slide or a plain picture without expression. There are no spots, so nowhere to write a donor."""
     from ragst_sd.io import read_slide
 
-    sdata = read_slide(sample.path("image"))
-    return _with_source(sdata, sample)
-
-
-def _with_source(sdata: SpatialData, sample: Sample) -> SpatialData:
-    """A picture with its source, and with the resolution of the catalogue if its file states none."""
+    path = sample.path("image")
+    is_plain = path.suffix.lower() in _PLAIN
+    sdata = SpatialData(images={IMAGE: image_element(read_rgb(path))}) if is_plain else read_slide(path)
+    # The resolution of the catalogue is for files that state none.
     if image_mpp_of(sdata, IMAGE) is None and sample.image_mpp is not None:
         keep_image_mpp(sdata, IMAGE, sample.image_mpp)
     sdata.attrs[_keys.ATTRS] = {**sdata.attrs.get(_keys.ATTRS, {}), _keys.SOURCE: dict(sample.details)}
@@ -271,6 +264,4 @@ LAYOUTS = {
     "hest": read_hest_sample,
     "slide": read_slide_sample,
     "h5ad": read_h5ad_sample,
-    # Not in the catalogue: a folder of one's own may hold pictures without counts.
-    "picture": read_picture,
 }

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
-from ragst_sd._validate import hint, listing, require_positive, require_type
-from ragst_sd.datasets._catalog import as_list, catalog_entry, citation_text
+from ragst_sd._validate import listing, name_list, require_known, require_positive, require_type
+from ragst_sd.datasets._catalog import as_list, catalog_entry, citation_text, require_loader
 from ragst_sd.datasets._layouts import LAYOUTS
 from ragst_sd.datasets._sample_files import MIRROR, Sample, Shelf, mirror_folder, shelf_of
 from ragst_sd.io._readable import existing
@@ -76,7 +75,7 @@ def load(
         If there is no such data set or sample.
     ValueError
         If the data set has no loader, if a file is not the one that the catalogue states or is damaged, or if a
-        downloaded file holds Python objects, leads to other files or says that it is larger than it can be.
+        downloaded file holds Python objects or leads to other files.
     PermissionError
         If its owners ask to accept terms, or an archive is encrypted.
     ConnectionError, FileNotFoundError, OSError
@@ -87,9 +86,8 @@ def load(
     Files are looked for in `path`, if given; else in the mirror `<RAGST_SD_DATA_DIR>/<name>/<file>`, which is only
     read; else in the cache `<rg.settings.cache_dir>/datasets/<name>/<file>`, into which they are downloaded. A
     download that breaks goes on where it stopped, in the same call or the next, and a file appears under its name only
-    when it is whole. Checksums are compared where the catalogue knows them; else with the one that the file had when
-    it first came. Pictures stay in their files and are read region by region: keep the files while you use the object,
-    or write it.
+    when it is whole. Checksums are compared when a file arrives, where the catalogue knows them. Pictures stay in their
+    files and are read region by region: keep the files while you use the object, or write it.
 
     Sections of arrays of Spatial Transcriptomics may lie in `path` or the mirror as `<section>.h5ad` beside
     `<section>.jpg` instead, with counts in `X` and pixels in `obsm["spatial"]`, as :func:`ragst_sd.io.read_st` reads
@@ -131,14 +129,13 @@ def find_samples(
     Arguments and errors are those of :func:`load`.
     """
     require_type(name, str, "name")
-    if bin_um is not None:
-        require_positive(bin_um, "bin_um", whole=True)
+    require_positive(bin_um, "bin_um", whole=True, optional=True)
     given = None
     if path is not None:
         require_type(path, (str, PathLike), "path")
         todo = "Pass the folder that holds the files of the data set."
         given = existing(Path(path).expanduser(), "`path`:", todo, folder=True)
-    folder = user_folder(name, given)
+    folder = _user_folder(name, given)
     try:
         entry = catalog_entry(name)
     except KeyError as error:
@@ -147,7 +144,8 @@ def find_samples(
         raise KeyError(
             f"{error.args[0]} A folder of your own is loaded with `path=`, or by its name in the folder {MIRROR}."
         ) from None
-    loader = _loader(entry)
+    require_loader(entry, "load")
+    loader = entry["loader"]
     entry = _with_sections(entry, samples)
     shelf = shelf_of(entry, given=given, progress=progress, password=password)
     scale = {name: entry.get(name) for name in ("image_mpp", "um_between_centers")}
@@ -170,27 +168,12 @@ def _details(entry: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _loader(entry: Mapping[str, Any]) -> str:
-    name, loader = entry["name"], entry["loader"]
-    refused = {
-        "census": f"a query of the CELLxGENE Census, not files: `rg.datasets.load_census({name!r})` downloads it.",
-        "screen": f"a screen of perturbations, not sections: `rg.datasets.load_screen({name!r})` loads it.",
-        None: "listed but cannot be loaded: its files have no known address or a layout of their own. "
-        f"See {entry.get('url')}; `rg.io` and spatialdata-io have readers.",
-    }
-    if loader in refused:
-        raise ValueError(f"{name!r} is {refused[loader]}")
-    return loader
-
-
 def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None) -> dict[str, Any]:
     """An entry with the sections asked for; those that a collection does not list are added with their files."""
     listed, files = dict(entry["samples"]), {file["name"]: file for file in entry["files"]}
-    wanted = list(listed) if samples is None else as_names(samples)
-    if not wanted:
-        raise ValueError(f"`samples` is empty. Available: {listing(listed)}.")
+    wanted = list(listed) if samples is None else name_list(samples, "samples")
     if entry["loader"] != "hest":
-        require_samples(wanted, listed, repr(entry["name"]))
+        require_known(wanted, listed, entry["name"], " has no sample", KeyError)
     known, about = next(iter(listed.items()))
     for sample in wanted:
         if sample in listed:
@@ -203,80 +186,58 @@ def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None
     return {**entry, "samples": {sample: listed[sample] for sample in wanted}, "files": list(files.values())}
 
 
-def section_files(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Counts and picture of every section of such a folder.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder does not exist or holds no such pair.
-    """
-    folder = Path(folder)
-    images = {counts: _picture(folder, counts.stem) for counts in sorted(folder.glob("*.h5ad"))}
-    pairs = {counts.stem: (counts, image) for counts, image in images.items() if image is not None}
-    if not pairs:
-        files = sorted(path.name for path in folder.iterdir())[:8] if folder.is_dir() else "no such folder"
-        raise FileNotFoundError(f"{folder} holds no pair of <section>.h5ad and <section>.jpg (found: {files}).")
-    return pairs
-
-
-def user_folder(name: str, given: Path | None) -> Path | None:
+def _user_folder(name: str, given: Path | None) -> Path | None:
     """Where a data set that no catalogue lists would lie: the folder given, or the one of that name in the mirror."""
     if given is not None:
         return given
-    mirror, below = mirror_folder(), PurePosixPath(name)
-    if mirror is None or not name or below.is_absolute() or ".." in below.parts:
-        return None
-    folder = mirror / below
-    return folder if folder.is_dir() else None
+    mirror = mirror_folder()
+    return mirror / name if mirror is not None and name and (mirror / name).is_dir() else None
 
 
-def folder_samples(name: str, folder: Path, samples: str | Sequence[str] | None) -> dict[str, Sample]:
-    """Sections of a folder: pairs of counts and picture, and pictures alone.
+def folder_samples(
+    name: str, folder: Path, samples: str | Sequence[str] | None = None, *, counted: bool = False
+) -> dict[str, Sample]:
+    """Sections of a folder: pairs of counts and picture and, unless all have to be `counted`, pictures alone.
 
     Raises
     ------
     FileNotFoundError
-        If the folder holds no picture.
+        If the folder does not exist, or holds no section.
     KeyError
         If a section asked for is not there.
     """
-    pictures = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
+    existing(folder, "Folder", "Pass one that holds sections.", folder=True)
+    pictures = {section: path for section, path in _pictures(folder).items() if not counted or _counts(path).exists()}
     if not pictures:
         files = sorted(path.name for path in folder.iterdir())
+        kind = "pair of <section>.h5ad and picture" if counted else "picture"
         raise FileNotFoundError(
-            f"{str(folder)!r} holds no picture ({', '.join(_PICTURES)}), so no section of {name!r}. It holds "
-            f"{listing(files)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
+            f"{str(folder)!r} holds no {kind} ({', '.join(_PICTURES)}). It holds {listing(files)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
         )
-    wanted = list(pictures) if samples is None else as_names(samples)
-    require_samples(wanted, pictures, f"The folder of {name!r}")
+    wanted = list(pictures) if samples is None else name_list(samples, "samples")
+    require_known(wanted, pictures, str(folder), " has no sample", KeyError)
     empty = Sample(name="", donor=None, roles={}, shelf=Shelf(name, {}, folder, folder), details={})
-    return {section: _as_pair(replace(empty, name=section), folder, pictures[section]) for section in wanted}
-
-
-def require_samples(wanted: Sequence[str], available: Collection[str], where: str) -> None:
-    """Raise a `KeyError` that lists the available sections unless all that are asked for, at least one, are there."""
-    unknown = [name for name in wanted if name not in available]
-    if unknown or not wanted:
-        near = hint(unknown[0], available) if unknown else ""
-        raise KeyError(f"{where} has no sample {listing(unknown)}. Available: {listing(available)}.{near}")
+    return {section: _as_pair(replace(empty, name=section), pictures[section]) for section in wanted}
 
 
 def converted(sample: Sample, folder: Path | None) -> Sample:
     """The same section, read from a pair of h5ad and picture if the folder holds one and not the files as published."""
     if folder is None or ("counts" in sample.roles and (folder / Path(sample.roles["counts"]).name).exists()):
         return sample
-    picture = _picture(folder, sample.name)
-    counts = folder / f"{sample.name}.h5ad"
-    return sample if picture is None or not counts.exists() else _as_pair(sample, folder, picture)
+    picture = _pictures(folder).get(sample.name)
+    return sample if picture is None or not _counts(picture).exists() else _as_pair(sample, picture)
 
 
-def _as_pair(sample: Sample, folder: Path, picture: Path) -> Sample:
-    counts = folder / f"{sample.name}.h5ad"
+def _as_pair(sample: Sample, picture: Path) -> Sample:
+    counts = _counts(picture)
     roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
-    shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=folder)
-    return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "picture")
+    shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=picture.parent)
+    return replace(sample, roles=roles, shelf=shelf, loader="st_h5ad" if "counts" in roles else "slide")
 
 
-def _picture(folder: Path, section: str) -> Path | None:
-    return next((path for suffix in _PICTURES if (path := folder / f"{section}{suffix}").exists()), None)
+def _pictures(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
+
+
+def _counts(picture: Path) -> Path:
+    return picture.with_name(f"{picture.stem}.h5ad")

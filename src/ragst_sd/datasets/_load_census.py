@@ -9,7 +9,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
-from ragst_sd.datasets._catalog import catalog_entry, citation_text
+from ragst_sd.datasets._catalog import catalog_entry, citation_text, require_loader
 from ragst_sd.datasets._load_screen import draw_cells
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ def load_census(
     require_type(name, str, "name")
     require_positive(max_cells_per_type, "max_cells_per_type", whole=True)
     entry = catalog_entry(name)
-    if entry["loader"] != "census":
-        raise ValueError(f"{name!r} is no query of the CELLxGENE Census: `rg.datasets.load({name!r})` loads files.")
+    require_loader(entry, "load_census")
     try:
         import cellxgene_census as census_api
     except ImportError as error:

@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._validate import listing, require_positive, require_type
-from ragst_sd.datasets._catalog import catalog_entry, citation_text
+from ragst_sd.datasets._catalog import catalog_entry, citation_text, require_loader
 from ragst_sd.datasets._sample_files import shelf_of
 from ragst_sd.io._readable import readable
 
@@ -121,14 +121,9 @@ def load_screen(
     batch_key="batch")`.
     """
     require_type(name, str, "name")
-    if max_cells is not None:
-        require_positive(max_cells, "max_cells", whole=True)
+    require_positive(max_cells, "max_cells", whole=True, optional=True)
     entry = catalog_entry(name)
-    if entry["loader"] != "screen":
-        raise ValueError(
-            f"{name!r} is no screen of perturbations (its kind is {entry['kind']!r}). "
-            f"`rg.datasets.catalog(kind='screen')` lists them; `rg.datasets.load({name!r})` loads sections."
-        )
+    require_loader(entry, "load_screen")
     given = None if path is None else Path(path).expanduser()
     if given is not None and not given.exists():
         raise FileNotFoundError(f"`path`: {str(given)!r} does not exist. Pass the h5ad file, or its folder.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -15,15 +14,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock
 
-from ragst_sd._replacing import replace_text, replaced_file
+from ragst_sd._replacing import fresh_folder, version_of
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_key
-from ragst_sd.datasets._download import RemoteFile, fetch, whats_wrong
+from ragst_sd.datasets._download import fetch, whats_wrong
 from ragst_sd.io._gate import check_downloaded
 
 logger = logging.getLogger(__name__)
@@ -32,7 +31,6 @@ MIRROR = "RAGST_SD_DATA_DIR"
 Entry = Mapping[str, Any]
 
 SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
-_INDEX = ".members.json"
 
 
 def mirror_folder() -> Path | None:
@@ -82,7 +80,7 @@ class Shelf:
             logger.warning("%s names %r, which is no folder: there is no mirror.", MIRROR, str(mirror))
         path = None if mirror is None else _at(mirror / self.dataset, name)
         if path is not None:
-            wrong = whats_wrong(path, size=about.get("size"), sha256=about.get("sha256")) if path.is_file() else None
+            wrong = whats_wrong(path, about) if path.is_file() else None
             if wrong is not None:
                 raise ValueError(
                     f"{str(path)!r} in the mirror ({MIRROR}) is not the file of the catalogue: {wrong}. Replace "
@@ -93,8 +91,7 @@ class Shelf:
         advice = f"put the file{page} at <folder>/{self.dataset}/{name} and set {MIRROR}=<folder>"
         if about.get("url") is None:
             raise FileNotFoundError(f"No address is known for {name!r} of data set {self.dataset!r}. You can {advice}.")
-        file = RemoteFile(name, about["url"], about.get("size"), about.get("sha256"))
-        path = fetch(file, self.cache, progress=self.progress, advice=advice)
+        path = fetch(about, self.cache, progress=self.progress, advice=advice)
         check_downloaded(path)
         return path
 
@@ -159,26 +156,28 @@ class Sample:
 
     def _members(self, archive: str, *patterns: str) -> list[Path]:
         path = self.shelf.get(archive)
-        if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.is_file())
-            members = [file for file in files if matching(str(file.relative_to(path)), patterns)]
-        else:
-            members = self._extracted(path, archive, patterns)
+        folder = path if path.is_dir() else self._unpacked(path, archive, patterns)
+        files = sorted(file for file in folder.rglob("*") if file.is_file())
+        members = [file for file in files if matching(str(file.relative_to(folder)), patterns)]
         if not members:
             raise KeyError(f"{archive!r} of data set {self.shelf.dataset!r} holds no {listing(patterns)}.")
         return members
 
-    def _extracted(self, path: Path, archive: str, patterns: tuple[str, ...]) -> list[Path]:
-        status = path.stat()
-        # A new version of an archive is unpacked beside the old one.
-        version = hashlib.sha256(f"{path} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:12]
-        folder = self.shelf.cache / "unpacked" / f"{path.name}-{version}"
+    def _unpacked(self, path: Path, archive: str, patterns: Sequence[str]) -> Path:
+        """Folder of the members of an archive that match, which is unpacked once."""
+        key = hashlib.sha256(repr((str(path), version_of(path), patterns)).encode()).hexdigest()[:12]
+        folder = self.shelf.cache / "unpacked" / f"{path.name}-{key}"
         published_at = self.shelf.files[archive].get("password_published_at")
-        members = extract(path, patterns, folder, password=self.shelf.password, published_at=published_at)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        with lock, _archive_errors(path, self.shelf.password, published_at):
+            if not folder.is_dir():
+                with fresh_folder(folder) as fresh:
+                    unpack(path, patterns, fresh, self.shelf.password)
         if path.is_relative_to(self.shelf.cache):
-            for member in members:
+            for member in folder.rglob("*"):
                 check_downloaded(member)
-        return members
+        return folder
 
 
 def _at(folder: Path, name: str) -> Path | None:
@@ -189,60 +188,28 @@ def _at(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.exists()), None)
 
 
-def extract(
-    archive: Path,
-    patterns: Sequence[str],
-    folder: Path,
-    *,
-    password: str | None = None,
-    published_at: str | None = None,
-) -> list[Path]:
-    """Take the members that match out of a zip or tar archive, unless they have been.
+def unpack(archive: Path, patterns: Sequence[str], folder: Path, password: str | None) -> None:
+    """Unpack the members of a zip or tar archive that match into a new folder.
 
-    Parameters
-    ----------
-    archive
-        The archive.
-    patterns
-        Names of members, or patterns with `*`; each is matched against the end of a member's path as well.
-    folder
-        Where they go, under their paths in the archive.
-    password
-        For an encrypted archive.
-    published_at
-        Where the owner tells the password, for the message.
-
-    Returns
-    -------
-    Files below `folder`, in the order of the archive; empty if none matches.
+    A pattern, which may hold `*`, is matched against the end of a member's path as well.
 
     Raises
     ------
-    PermissionError
-        If the archive is encrypted and the password is missing or wrong.
     ValueError
-        If the archive is damaged, or a member would land outside of the folder.
+        If a member would land outside of the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    index = folder / _INDEX
-    with FileLock(folder.with_name(f".{folder.name}.lock")), _archive_errors(archive, password, published_at):
-        unpacked = dict(json.loads(index.read_text())) if index.is_file() else {}
-        asked = " | ".join(patterns)
-        # Finding out what a compressed tar holds means to read all of it.
-        if asked in unpacked and all((folder / name).is_file() for name in unpacked[asked]):
-            return [folder / name for name in unpacked[asked]]
-        targets = []
-        members = _tar_members if tarfile.is_tarfile(archive) else _zip_members
-        for name, content in members(archive, patterns, password):
-            target = _inside(folder, name, archive)
-            if not target.is_file():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with replaced_file(target) as unfinished, unfinished.open("wb") as out:
-                    shutil.copyfileobj(content, out, 1 << 20)
-            targets.append(target)
-        unpacked[asked] = [str(path.relative_to(folder)) for path in targets]
-        replace_text(index, json.dumps(unpacked))
-        return targets
+    folder.mkdir()
+    members = _tar_members if tarfile.is_tarfile(archive) else _zip_members
+    for name, content in members(archive, patterns, password):
+        target = (folder / name).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise ValueError(
+                f"Archive {archive.name!r} holds {name!r}, which would be written outside of its folder. It was not "
+                "unpacked."
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as out:
+            shutil.copyfileobj(content, out, 1 << 20)
 
 
 def matching(name: str, patterns: Sequence[str]) -> bool:
@@ -265,17 +232,6 @@ def _tar_members(archive: Path, patterns: Sequence[str], password: str | None) -
             content = file.extractfile(member) if member.isreg() and matching(member.name, patterns) else None
             if content is not None:
                 yield member.name, content
-
-
-def _inside(folder: Path, name: str, archive: Path) -> Path:
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    target = folder.joinpath(*parts)
-    if not parts or ".." in parts or not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(
-            f"Archive {archive.name!r} holds {name!r}, which would be written outside of its folder. It was not "
-            "unpacked."
-        )
-    return target
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from spatialdata.models import Image2DModel, Labels2DModel, ShapesModel, TableMo
 from spatialdata.transformations import Scale
 
 from ragst_sd._resolution import keep_image_mpp
+from ragst_sd._validate import require_between, require_positive
 from ragst_sd.datasets._tissue import TISSUES, Tissue, draw_donor, draw_nuclei, draw_tissue, hexagonal, render
 
 _DIAMETER_UM, _PITCH_UM = 55.0, 100.0
@@ -107,14 +108,12 @@ def synthetic(
     ['donor1', 'donor2']
     """
     for name, value in {"n_donors": n_donors, "n_sections": n_sections, "n_spots": n_spots}.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, found {value}.")
+        require_positive(value, name, whole=True, optional=name == "n_spots")
+    require_positive(depth, "depth")
+    require_between(donor_effect, 0, np.inf, "donor_effect")
+    require_between(mpp, 0.1, 4, "mpp", "Nuclei would not be seen.")
     if n_genes < len(NAMED_GENES):
         raise ValueError(f"n_genes={n_genes} leaves no room for the {len(NAMED_GENES)} named genes: ask for more.")
-    if depth <= 0 or donor_effect < 0:
-        raise ValueError(f"depth must be above 0 and donor_effect not below 0, found {depth} and {donor_effect}.")
-    if not 0.1 <= mpp <= 4:
-        raise ValueError(f"mpp must lie between 0.1 and 4 microns per pixel for nuclei to be seen, found {mpp}.")
     if image_px * mpp < 300:
         raise ValueError(
             f"A picture of {image_px} pixels at {mpp} microns per pixel is {image_px * mpp:.0f} microns wide, "

@@ -21,12 +21,14 @@ from ragst_sd._page import count
 from ragst_sd._replacing import locked
 from ragst_sd._validate import require_choice
 from ragst_sd._workers import worker_device
+from ragst_sd.datasets._load import read_sample
 from ragst_sd.image.encoders import Encoder
 from ragst_sd.image.onnx_file import is_onnx_file
 from ragst_sd.io._data_card import check_card_folder, data_card
 from ragst_sd.io._read_reference import SUFFIX, read_reference
 from ragst_sd.io._recipe import Place, Recipe, read_recipe
-from ragst_sd.io._recipe_sections import TABLE, PlannedSection, embedded_section, planned_sections
+from ragst_sd.io._recipe_sections import PlannedSection, check_content, keep_spots, planned_sections
+from ragst_sd.io._section import IMAGE, SHAPES, TABLE
 from ragst_sd.io._write_reference import require_place, write_reference
 
 logger = logging.getLogger(__name__)
@@ -162,10 +164,8 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
     from ragst_sd.pp._embedding_header import default_key
 
     given = {name: value for name, value in vars(plan.encoder).items() if name != "batch_size"}
-    try:
+    with (place / "encoder").named():
         encoder = resolve_encoder(**given, device=worker_device() if device is None else device)
-    except ValueError as error:
-        raise ValueError(f"{place / 'encoder'}: {error}") from error
     return encoder, default_key(encoder.name, plan.encoder.model)
 
 
@@ -219,7 +219,7 @@ def _built(plan: Recipe, sections: Sequence[PlannedSection], cache: Path, embedd
         label = f"Section {i + 1} of {len(sections)}: {section.name}"
         # The cache compares the coarsest pixels of a picture, and not the kind of device.
         folder = cache / f"{embedding['model'].device.type}-{section.digest()}"
-        readers[section.name] = partial(_opened, section, plan, label, {**embedding, "cache": folder})
+        readers[section.name] = partial(_embedded, section, plan, label, {**embedding, "cache": folder})
         stated = {name: getattr(section.source, name) for name in _DETAILS}
         sources[section.name] = {name: value for name, value in stated.items() if value is not None}
     reference = build_reference(
@@ -236,10 +236,18 @@ def _built(plan: Recipe, sections: Sequence[PlannedSection], cache: Path, embedd
     return reference
 
 
-def _opened(section: PlannedSection, plan: Recipe, label: str, embedding: Mapping[str, Any]) -> SpatialData:
-    started = time.perf_counter()
+def _embedded(section: PlannedSection, plan: Recipe, label: str, embedding: Mapping[str, Any]) -> SpatialData:
+    """Read, filter and embed a section; `embedding` are arguments of `rg.pp.embed_tiles` that are the same for all."""
+    from ragst_sd.pp import embed_tiles
+
+    started, layer = time.perf_counter(), plan.reference.layer
     logger.info("%s ...", label)
-    sdata = embedded_section(section, plan, **embedding)
+    with section.named():
+        sdata = read_sample(section.sample)
+        check_content(sdata, section.sample.donor, layer)
+        keep_spots(sdata, section.source.filters, layer=layer)
+        tiles = {"image_mpp": section.source.image_mpp, "batch_size": plan.encoder.batch_size, **vars(plan.tiles)}
+        embed_tiles(sdata, image_key=IMAGE, shapes_key=SHAPES, table_key=TABLE, **tiles, **embedding)
     logger.info("%s, %d spots in %.1f s.", label, sdata.tables[TABLE].n_obs, time.perf_counter() - started)
     return sdata
 

@@ -170,9 +170,8 @@ def _sections(header: dict[str, Any], rows: pd.DataFrame, counts: pd.Series | No
 def _gaps(facts: dict[str, Any]) -> dict[str, Any]:
     """What may be missing or out of balance."""
     sections, resolution = facts["sections"], facts["sections"]["upsampling"]
-    columns = {_keys.DONOR: "donor", _keys.TISSUE: "organ", _keys.TECHNOLOGY: "technology"}
-    tables = {column: facts["compositions"][name] for column, name in columns.items()}
-    tissues, terms, cited = tables[_keys.TISSUE], sections["license"].map(terms_of), sections["citation"]
+    tables, terms, cited = facts["compositions"], sections["license"].map(terms_of), sections["citation"]
+    donors_of = tables["organ"]["donors"]
     pictured = sections[sections["image_hash"].astype(str) != ""]
     by_picture = [list(group.index) for _, group in pictured.groupby("image_hash")]
 
@@ -180,10 +179,10 @@ def _gaps(facts: dict[str, Any]) -> dict[str, Any]:
         return list(sections.index[mask])
 
     return {
-        "lone_tissues": list(tissues.index[tissues["donors"] == 1]),
-        "most": {column: _dominant(table["spots"]) for column, table in tables.items()},
-        "only": {column: table.index[0] if len(table) == 1 else "" for column, table in tables.items()},
-        "unknown": {column: int(table["spots"].get(_keys.UNKNOWN, 0)) for column, table in tables.items()},
+        "lone_organs": list(donors_of.index[donors_of == 1]),
+        "most": {what: _dominant(table["spots"]) for what, table in tables.items()},
+        "only": {what: table.index[0] if len(table) == 1 else "" for what, table in tables.items()},
+        "unknown": {what: int(table["spots"].get(_keys.UNKNOWN, 0)) for what, table in tables.items()},
         "one_publication": cited.nunique() == 1 and cited.iloc[0] != _keys.UNKNOWN,
         "shallow_counts": _SHALLOW,
         "shallow": where(sections["median_counts"] < _SHALLOW),

@@ -13,8 +13,8 @@ from anndata import AnnData
 
 from ragst_sd._settings import settings
 from ragst_sd._validate import require_type
-from ragst_sd.datasets._download import quiet_hub
-from ragst_sd.image.hub import hub_endpoint, hub_errors
+from ragst_sd.datasets._download import from_hub
+from ragst_sd.image.hub import hub_endpoint
 from ragst_sd.io._gate import check_downloaded
 from ragst_sd.io._upload_reference import CARD, STORE, check_repository
 
@@ -71,8 +71,7 @@ def download_reference(
         If the hub cannot be reached.
     ValueError
         If `repository` is not `owner/name`, if the content is not what its hash or `content_hash` says, or if the
-        files hold Python objects, lead elsewhere or say that they are larger than they can be. What was downloaded
-        into the cache is removed then.
+        files hold Python objects or lead elsewhere. What was downloaded into the cache is removed then.
 
     Examples
     --------
@@ -111,7 +110,7 @@ def _fetch(repository: str, revision: str | None, given: Path | None, *, progres
     endpoint = hub_endpoint()
     page = f"{endpoint}/datasets/{repository}"
     advice = "read a copy that you have with `rg.io.read_reference`"
-    with hub_errors(repository, url=page, local_advice=advice, what="files"), quiet_hub(quiet=not progress):
+    with from_hub(repository, progress=progress, advice=advice):
         info = HfApi(endpoint=endpoint).dataset_info(repository, revision=revision)
         if STORE not in {file.rfilename for file in info.siblings or ()}:
             raise FileNotFoundError(

@@ -18,12 +18,13 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import get_transformation
 
 from ragst_sd._elements import image_pyramid, require_free, require_sdata, resolve_image
-from ragst_sd._outlines import AREAS, extent_of, made_valid
+from ragst_sd._outlines import AREAS, made_valid
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.tissue import tissue_mask
 from ragst_sd.io._readable import existing, readable
+from ragst_sd.io._section import check_inside
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,9 @@ def read_annotations(
     pyramid = image_pyramid(sdata, image_key)
     if mpp is not None:
         areas = areas.set_geometry(_scaled(areas.geometry, mpp / image_mpp))  # type: ignore[operator]
-    _check_inside(areas, pyramid, image_key, path.name)
+    bounds, (height, width) = areas.geometry.bounds.to_numpy(), pyramid.shapes[0]
+    otherwise = "give the microns per unit of the file with `mpp=`"
+    check_inside(bounds[:, :2], bounds[:, 2:], (width, height), f"outlines of {path.name!r}", otherwise=otherwise)
     if mpp is None and image_mpp is not None:
         _check_unit(areas.geometry, pyramid, image_mpp, path.name)
     frames = dict(get_transformation(sdata.images[image_key], get_all=True))
@@ -167,29 +170,6 @@ def _class_name(classification: Any) -> str:
 
 def _scaled(outlines: GeoSeries, factor: float) -> GeoSeries:
     return outlines.scale(factor, factor, origin=(0, 0))
-
-
-def _check_inside(areas: GeoDataFrame, pyramid: Pyramid, image_key: str, name: str) -> None:
-    """Refuse outlines that all lie outside the image, and warn of some that do."""
-    height, width = pyramid.shapes[0]
-    bounds = areas.geometry.bounds.to_numpy()
-    low, high = bounds[:, :2], bounds[:, 2:]
-    outside = ((high <= 0) | (low >= (width, height))).any(axis=1)
-    if not outside.any():
-        return
-    extent = extent_of(np.concatenate([low, high]))
-    size = f"image {image_key!r} has {width} x {height} pixels"
-    if outside.all():
-        factor = float((high.max(axis=0) / (width, height)).max())
-        larger = f" They look like pixels of an image at least {factor:.1f} times as large." if factor > 1 else ""
-        raise ValueError(
-            f"All {len(areas)} outlines of {name!r} lie outside the image: they cover {extent}, {size}.{larger} Read "
-            "the image that was annotated, at full resolution and uncut, or give the microns per unit of the file with "
-            "`mpp=`."
-        )
-    logger.warning(
-        "%d of %d outlines of %r lie outside: they cover %s, %s.", outside.sum(), len(areas), name, extent, size
-    )
 
 
 def _check_unit(outlines: GeoSeries, pyramid: Pyramid, image_mpp: float, name: str) -> None:

@@ -9,16 +9,15 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._validate import hint, listing, require_positive, require_type
+from ragst_sd._validate import listing, only_one, require_key, require_positive, require_type
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing, readable
-from ragst_sd.io._section import Origin, assemble, check_inside, checked_source, source_details, stored_diameter
+from ragst_sd.io._section import Origin, assemble, check_inside, source_details, stored_diameter
 from ragst_sd.io._slide_file import open_slide
 from ragst_sd.io._st_counts import locate, read_counts
 
@@ -102,7 +101,6 @@ def read_hest(
     """
     require_type(path, (str, PathLike), "path")
     require_positive(image_mpp, "image_mpp", optional=True)
-    given = checked_source(source)
     folder = Path(path)
     sample = _resolve_sample(folder, sample)
     suffixes = {"st": ".h5ad", "wsis": ".tif", "metadata": ".json"}
@@ -118,7 +116,7 @@ def read_hest(
     adata, xy = locate(read_counts(files["st"], None), None)
     slide = open_slide(files["wsis"].resolve())
     height, width = slide.levels[0].shape[1:]
-    check_inside(xy, width, height)
+    check_inside(xy, xy, (width, height))
     mpp = pixel_size(meta, slide.mpp, sample) if image_mpp is None else float(image_mpp)
     if mpp is None:
         raise ValueError(
@@ -132,25 +130,20 @@ def read_hest(
             "`spot_diameter` of its metadata. Write it (microns) into the metadata."
         )
     donor = donor_of(meta, sample) if donor is None else donor
-    origin = Origin(sample, donor, source_details(meta, given))
+    origin = Origin(sample, donor, source_details(meta, source))
     sdata = assemble(adata, xy, pyramid_element(slide.levels), origin, radius=diameter / 2, image_mpp=mpp)
     logger.info("Read HEST section %r: %d spots x %d genes, picture %d x %d px.", sample, *adata.shape, width, height)
     return sdata
 
 
 def _resolve_sample(folder: Path, sample: str | None) -> str:
-    existing(folder, "`path`:", "Pass the folder that holds st, wsis and metadata.", folder=True)
-    present = sorted(file.stem for file in (folder / "st").glob("*.h5ad"))
-    if sample is not None:
-        if sample not in present:
-            where = str(folder / "st")
-            raise KeyError(f"No section {sample!r} in {where!r}. Available: {listing(present)}.{hint(sample, present)}")
-        return sample
-    if len(present) != 1:
-        raise ValueError(
-            f"`sample` is needed: {str(folder / 'st')!r} holds {len(present)} sections: {listing(present)}."
-        )
-    return present[0]
+    todo = "Pass the folder that holds st, wsis and metadata."
+    existing(folder, "`path`:", todo, folder=True)
+    present, where = sorted(file.stem for file in (folder / "st").glob("*.h5ad")), str(folder / "st")
+    if sample is None:
+        sample = only_one(present, "sample", f"sections are in {where!r}") or ""
+    require_key(sample, present, where, todo)
+    return sample
 
 
 def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
@@ -162,16 +155,26 @@ def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     ------
     FileNotFoundError
         If there is no such file.
+    KeyError
+        If it is a table without the section.
     ValueError
-        If it cannot be read, or is a table without the section.
+        If it cannot be read.
     """
     path = existing(path, "`metadata`:", "Pass the json file of the section, or the csv table of all sections.")
     if path.suffix.lower() == ".csv":
-        return _under_terms_of_hest(known_fields(_line_of(path, sample)))
-    with readable(path, "json"):
-        # Not strictly JSON: HEST writes NaN where a field is unknown.
-        content = dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
-    return _under_terms_of_hest(known_fields(content))
+        stated = _line_of(path, sample)
+    else:
+        with readable(path, "json"):
+            # Not strictly JSON: HEST writes NaN where a field is unknown.
+            stated = dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
+    meta = known_fields(stated)
+    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
+    # Whatever HEST distributes is under its licence.
+    return {
+        **meta,
+        "license": f"{HEST_LICENSE}; original: {meta['license']}" if "license" in meta else HEST_LICENSE,
+        "citation": f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)",
+    }
 
 
 def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,28 +182,14 @@ def known_fields(stated: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in stated.items() if value not in (None, "") and value == value}
 
 
-def _line_of(path: Any, sample: str) -> dict[str, Any]:
+def _line_of(path: Path, sample: str) -> dict[str, Any]:
     with readable(path, "csv"):
         table = pd.read_csv(path)
-    column = next((name for name in _IDS if name in table), None)
-    names = pd.Series(dtype=str) if column is None else table[column].astype(str)
-    rows = np.flatnonzero(names == sample)
-    if len(rows) != 1:
-        held = f"the ids {listing(names)}" if column is not None else f"the columns {listing(table.columns)}, no 'id'"
-        raise ValueError(
-            f"{path.name!r} has {len(rows)} lines for section {sample!r}; it holds {held}. Name it with `sample=`."
-        )
-    return table.iloc[rows[0]].to_dict()
-
-
-def _under_terms_of_hest(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata with licence and citation of HEST too: whatever it distributes is under its licence."""
-    study = ", ".join(str(meta[name]) for name in ("dataset_title", "study_link") if name in meta)
-    return {
-        **meta,
-        "license": f"{HEST_LICENSE}; original: {meta['license']}" if "license" in meta else HEST_LICENSE,
-        "citation": f"{study}; in HEST-1k (Jaume et al. 2024)" if study else "HEST-1k (Jaume et al. 2024)",
-    }
+    column = next((name for name in _IDS if name in table), _IDS[0])
+    require_key(column, table, path.name, "It names the section of each line.")
+    names = table[column].astype(str)
+    require_key(sample, names, path.name, "Name a section of the table with `sample=`.")
+    return table[names == sample].iloc[0].to_dict()
 
 
 def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float | None:

@@ -104,6 +104,8 @@ def read_patches(
     ------
     FileNotFoundError
         If a file is missing.
+    KeyError
+        If the table of all sections has none of this name.
     TypeError
         If an argument is of another kind.
     ValueError

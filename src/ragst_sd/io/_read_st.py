@@ -20,7 +20,6 @@ from ragst_sd.io._section import (
     Origin,
     assemble,
     check_inside,
-    checked_source,
     source_details,
     stored_diameter,
     warn_beside_tissue,
@@ -138,7 +137,6 @@ def read_st(
         require_positive(value, name, optional=True)
     if image_mpp is not None and um_between_centers is not None:
         raise ValueError("Give `image_mpp` or `um_between_centers`, not both: each one determines the other.")
-    given = checked_source(source)
     adata = read_counts(counts, layer)
     meta = adata.uns.get("meta")
     meta = dict(meta) if isinstance(meta, Mapping) else {}
@@ -146,7 +144,7 @@ def read_st(
     adata, xy = locate(adata, coordinates, rows)
     pixels = read_rgb(image, value_max)
     height, width = pixels.shape[1:]
-    check_inside(xy, width, height)
+    check_inside(xy, xy, (width, height))
     warn_beside_tissue(xy, pixels)
 
     if sample is None:
@@ -163,7 +161,7 @@ def read_st(
         donor = meta.get("patient")
         if donor is None:
             logger.info("No donor is known for section %r. Pass `donor=`: a reference needs it.", sample)
-    origin = Origin(sample, donor, source_details(meta, given))
+    origin = Origin(sample, donor, source_details(meta, source))
     sdata = assemble(adata, xy, image_element(pixels), origin, radius=spot_diameter_px / 2, image_mpp=mpp)
     at = "" if mpp is None else f" at {mpp:.4g} um per px"
     logger.info("Read section %r: %d spots x %d genes, picture %d x %d px%s.", sample, *adata.shape, width, height, at)

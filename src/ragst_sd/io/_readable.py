@@ -20,6 +20,15 @@ def existing(path: str | PathLike[str], what: str, todo: str, *, folder: bool = 
     return path
 
 
+def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...], todo: str = "") -> Path:
+    """The path of a file that exists and has one of the suffixes; `todo` says what to do with another one."""
+    path = existing(path, f"`{argument}`:", f"Pass a file ({', '.join(suffixes)}).")
+    if not path.name.lower().endswith(suffixes):
+        what = f"`{argument}`: {path.name!r} has an unsupported suffix; supported: {', '.join(suffixes)}."
+        raise ValueError(f"{what} {todo}".rstrip())
+    return path
+
+
 @contextmanager
 def readable(path: Path, kind: str) -> Iterator[None]:
     """Raise a `ValueError` that names the file where its reader cannot read it.

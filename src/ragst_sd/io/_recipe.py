@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+import reprlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import partial
 from os import PathLike
@@ -13,7 +15,7 @@ from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, g
 
 import yaml
 
-from ragst_sd._validate import hint, listing, require_type
+from ragst_sd._validate import hint, listing, message_of, require_type
 from ragst_sd.datasets._references import recipe_path
 from ragst_sd.image.onnx_file import is_onnx_file
 
@@ -46,13 +48,21 @@ class Place:
         where = f"{self.file}{line}" if self.file else "recipe"
         return f"{where}: `{name}`" if name else where
 
+    @contextmanager
+    def named(self, what: str = "") -> Iterator[None]:
+        """Say of an error at which place of the recipe it is."""
+        try:
+            yield
+        except (KeyError, ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
+            raise type(error)(f"{self}{what}: {message_of(error)}") from error
+
 
 def _genes(value: Any, place: Place) -> list[str] | int:
-    if isinstance(value, Mapping):
-        return _block(MostVariable, value, place).most_variable
+    if isinstance(value, Mapping) and set(value) == {"most_variable"}:
+        return _value(int, value["most_variable"], place / "most_variable")
     if isinstance(value, list):
         # The content hash knows the order of genes; a recipe means the set.
-        return sorted(_value(list[str], value, place))
+        return sorted(set(_value(list[str], value, place)))
     raise _wrong(value, place, "a list of names, or `most_variable:` with a number", " Left out, all genes stay.")
 
 
@@ -61,13 +71,6 @@ def _mpp(value: Any, place: Place) -> float | None:
 
 
 # Fields that their type alone does not describe name the function that reads them.
-
-
-@dataclass(frozen=True)
-class MostVariable:
-    """How many of the most variable genes are kept."""
-
-    most_variable: int
 
 
 @dataclass(frozen=True)
@@ -296,7 +299,12 @@ def _value(kind: Any, value: Any, place: Place) -> Any:
     if kind is Path:
         return _path(_value(str, value, place), place)
     if outer in (list, tuple):
-        return outer(_members(inner[0], value, place, repeated=outer is tuple))
+        if not isinstance(value, list | tuple):
+            # One value stands for a list of one.
+            return outer([_value(inner[0], value, place)])
+        if not value:
+            raise ValueError(f"{place} is empty.")
+        return outer(_value(inner[0], member, place / i) for i, member in enumerate(value))
     if outer is dict:
         if not isinstance(value, Mapping):
             raise _wrong(value, place, "a mapping, one `name: value` per line")
@@ -312,22 +320,7 @@ def _value(kind: Any, value: Any, place: Place) -> Any:
 
 
 def _wrong(value: Any, place: Place, wanted: str, todo: str = "") -> ValueError:
-    return ValueError(f"{place} is {_shown(value)}; it must be {wanted}.{todo}")
-
-
-def _members(kind: Any, value: Any, place: Place, *, repeated: bool) -> list[Any]:
-    """The values of a list; one value stands for a list of one."""
-    if not isinstance(value, list | tuple):
-        return [_value(kind, value, place)]
-    if not value:
-        raise ValueError(f"{place} is empty.")
-    members: list[Any] = []
-    for i, item in enumerate(value):
-        member = _value(kind, item, place / i)
-        if member in members and not repeated and kind is not Source:
-            raise ValueError(f"{place} names {_shown(member)} twice.")
-        members.append(member)
-    return members
+    return ValueError(f"{place} is {reprlib.repr(value)}; it must be {wanted}.{todo}")
 
 
 def _path(value: str, place: Place) -> Path:
@@ -337,8 +330,3 @@ def _path(value: str, place: Place) -> Path:
     if unset is not None:
         raise ValueError(f"{place}: the environment variable {unset[1]} is not set.")
     return place.folder / Path(path).expanduser()
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._validate import hint, listing
+from ragst_sd._validate import listing, require_key, require_known
 from ragst_sd.datasets._download import sha256_of
-from ragst_sd.datasets._load import find_samples, folder_samples, read_sample, section_files
+from ragst_sd.datasets._load import find_samples, folder_samples
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._recipe import Filters, Place, Recipe, Source
-from ragst_sd.io._section import IMAGE, SHAPES, TABLE
+from ragst_sd.io._section import TABLE
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +40,9 @@ class PlannedSection:
             hashes = [_hash_of(path) for path in _files_of(self.sample)]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:24]
 
-    @contextmanager
-    def named(self) -> Iterator[None]:
+    def named(self) -> AbstractContextManager[None]:
         """Say of an error in which line and section of the recipe it is."""
-        try:
-            yield
-        except (KeyError, ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
-            raise type(error)(
-                f"{self.place}, section {self.name!r}: {error.args[0] if len(error.args) == 1 else error}"
-            ) from error
+        return self.place.named(f", section {self.name!r}")
 
 
 def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> list[PlannedSection]:
@@ -69,12 +61,8 @@ def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> 
     for i, source in enumerate(recipe.sources):
         where = place / "sources" / i
         samples = _samples(source, where, progress=progress)
-        for name in source.donors:
-            if name not in samples:
-                raise ValueError(
-                    f"{where / 'donors' / name}: this source has no sample {name!r}. Available: {listing(samples)}."
-                    f"{hint(name, samples)}"
-                )
+        with (where / "donors").named():
+            require_known(source.donors, samples, "donors", " names no sample of this source:")
         for key, sample in samples.items():
             name, donor = source.prefix + key, source.donors.get(key, source.donor)
             if name in planned:
@@ -90,17 +78,13 @@ def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> 
 
 def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str, Sample]:
     """What a source holds, by the name of the section."""
-    try:
-        if source.folder is None:
+    if source.folder is None:
+        with place.named():
             return find_samples(
                 str(source.dataset), samples=source.samples, path=source.path, bin_um=source.bin_um, progress=progress
             )
-        place = place / "folder"
-        samples = folder_samples(
-            str(source.folder), source.folder, source.samples or list(section_files(source.folder))
-        )
-    except (KeyError, FileNotFoundError) as error:
-        raise type(error)(f"{place}: {error.args[0]}") from error
+    with (place / "folder").named():
+        samples = folder_samples(str(source.folder), source.folder, source.samples, counted=True)
     return {
         name: replace(sample, image_mpp=source.image_mpp, um_between_centers=source.um_between_centers)
         for name, sample in samples.items()
@@ -130,27 +114,7 @@ def _hash_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def embedded_section(section: PlannedSection, recipe: Recipe, **embedding: Any) -> SpatialData:
-    """Read, filter and embed a section; `embedding` are arguments of `rg.pp.embed_tiles` that are the same for all.
-
-    Raises
-    ------
-    ValueError, KeyError
-        What reading, filters and embedding refuse, with the name of the section.
-    """
-    from ragst_sd.pp import embed_tiles
-
-    with section.named():
-        sdata = read_sample(section.sample)
-        _check_content(sdata, section.sample.donor, recipe.reference.layer)
-        keep_spots(sdata, section.source.filters, layer=recipe.reference.layer)
-        embedding |= {"image_mpp": section.source.image_mpp, "batch_size": recipe.encoder.batch_size}
-        embedding |= {"image_key": IMAGE, "shapes_key": SHAPES, "table_key": TABLE, **vars(recipe.tiles)}
-        embed_tiles(sdata, **embedding)
-    return sdata
-
-
-def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
+def check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
     """Refuse what is no section of a reference, and write the donor that the recipe names."""
     parts = {"picture": sdata.images, "spots": sdata.shapes, TABLE: sdata.tables}
     missing = [kind for kind, elements in parts.items() if not elements]
@@ -161,10 +125,8 @@ def _check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> 
     table = sdata.tables[TABLE]
     if donor is not None:
         table.obs[_keys.DONOR] = donor
-    if layer is not None and layer not in table.layers:
-        raise KeyError(
-            f"there is no layer {layer!r}. Available: {listing(name for name in table.layers if name is not None)}."
-        )
+    if layer is not None:
+        require_key(layer, table.layers, "layers")
     if _keys.DONOR not in table.obs:
         raise ValueError("its donor is not known. Name the patient or animal with `donor:` or `donors:`.")
 
@@ -188,10 +150,7 @@ def keep_spots(sdata: SpatialData, filters: Filters, *, layer: str | None) -> No
         keep &= np.asarray((counts > 0).sum(axis=1)).ravel() >= filters.min_genes
     wanted = dict(filters.obs or {}) | ({"in_tissue": ["1", "True"]} if filters.in_tissue else {})
     for column, values in wanted.items():
-        if column not in table.obs:
-            raise KeyError(
-                f"the filters name the column {column!r}, which `obs` does not have. Available: {listing(table.obs)}."
-            )
+        require_key(column, table.obs, "obs", "The filters name it.")
         present = table.obs[column].astype(str)
         if not present.isin(values).any():
             raise ValueError(

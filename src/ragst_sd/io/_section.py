@@ -13,6 +13,7 @@ from spatialdata.models import ShapesModel, TableModel
 from xarray import DataArray, DataTree
 
 from ragst_sd import _keys
+from ragst_sd._outlines import extent_of
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_known, require_positive, require_type
 
@@ -45,7 +46,7 @@ def assemble(
 
     Parameters
     ----------
-    found
+    adata
         Counts, an AnnData of one's own: columns are added to `obs`, and what describes another object is taken out of
         `uns`.
     xy
@@ -85,32 +86,48 @@ def assemble(
     return sdata
 
 
-def check_inside(xy: np.ndarray, width: int, height: int) -> None:
-    """Raise a `ValueError` if no spot lies in the picture, and warn if some do not; both name the likely cause."""
+def check_inside(
+    low: np.ndarray,
+    high: np.ndarray,
+    size: tuple[int, int],
+    what: str = "spots",
+    *,
+    otherwise: str = "multiply the coordinates by the ratio of the sizes",
+) -> None:
+    """Raise a `ValueError` if all spots or outlines lie outside the picture, and warn if some do.
 
-    def outside(points: np.ndarray) -> int:
-        return int((~((points >= 0) & (points < (width, height))).all(axis=1)).sum())
+    Both name the likely cause.
 
-    n_outside = outside(xy)
+    Parameters
+    ----------
+    low, high
+        (n, 2) upper left and lower right corners (x, y) of outlines, in pixels; of points they are the same.
+    size
+        Width and height of the picture.
+    what
+        As the messages call them.
+    otherwise
+        What can be done where the picture that the pixels are of is not at hand.
+    """
+    n_outside = int(((high < 0) | (low >= size)).any(axis=1).sum())
     if n_outside == 0:
         return
-    reach = xy.max(axis=0)
-    extent = f"x from {xy[:, 0].min():.0f} to {reach[0]:.0f}, y from {xy[:, 1].min():.0f} to {reach[1]:.0f}"
-    if outside(xy[:, ::-1]) == 0:
-        todo = "x and y look swapped: with their columns exchanged all spots lie inside."
-    elif (reach > (width, height)).any():
-        factor = float((reach / (width, height)).max())
+    reach = high.max(axis=0)
+    if ((low[:, ::-1] >= 0) & (high[:, ::-1] < size)).all():
+        todo = "x and y look swapped: with their columns exchanged all lie inside."
+    elif (reach > size).any():
+        factor = float((reach / size).max())
         todo = (
-            f"They look like pixels of a picture at least {factor:.1f} times as large (another resolution): read that "
-            "picture, or multiply the coordinates by the ratio of the sizes."
+            f"They look like pixels of a picture at least {factor:.1f} times as large (another resolution, or uncut): "
+            f"read that picture, or {otherwise}."
         )
     else:
         todo = "Check their origin and unit: pixels count from the top left corner of the picture."
-    if n_outside == len(xy):
-        raise ValueError(f"All {len(xy)} spots lie outside the picture of {width} x {height} px ({extent}). {todo}")
-    logger.warning(
-        "%d of %d spots lie outside the picture of %d x %d px (%s). %s", n_outside, len(xy), width, height, extent, todo
-    )
+    extent = extent_of(np.concatenate([low, high]))
+    says = f"{what} lie outside the picture of {size[0]} x {size[1]} px: they cover {extent}. {todo}"
+    if n_outside == len(low):
+        raise ValueError(f"All {len(low)} {says}")
+    logger.warning("%d of %d %s", n_outside, len(low), says)
 
 
 def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
@@ -138,21 +155,21 @@ def stored_diameter(library: Mapping[str, Any]) -> float | None:
     return None if stored is None else float(stored)
 
 
-def source_details(meta: Mapping[str, Any], given: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Tissue, technology, licence and citation: as they were given, else as the metadata state them."""
+def source_details(meta: Mapping[str, Any], source: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Tissue, technology, licence and citation: as `source` gives them, else as the metadata state them.
+
+    Raises
+    ------
+    ValueError
+        If `source` has other fields.
+    """
+    given = {} if source is None else source
+    require_type(given, Mapping, "source")
+    require_known(given, SOURCE_FIELDS, "source", " has unknown fields")
     stated = {
         _keys.TISSUE: meta.get("organ", meta.get("tissue")),
         _keys.TECHNOLOGY: meta.get("st_technology", meta.get("technology")),
         "license": meta.get("licence", meta.get("license")),
         "citation": meta.get("source", meta.get("citation")),
     }
-    return {name: (given or {}).get(name) or str(stated[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}
-
-
-def checked_source(source: Mapping[str, str] | None) -> dict[str, str]:
-    """Where data are from, with no fields but those that are kept."""
-    if source is None:
-        return {}
-    require_type(source, Mapping, "source")
-    require_known(source, SOURCE_FIELDS, "source", " has unknown fields")
-    return {name: str(value) for name, value in source.items() if value is not None}
+    return {name: str(given.get(name) or stated[name] or _keys.UNKNOWN) for name in SOURCE_FIELDS}

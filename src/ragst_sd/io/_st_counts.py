@@ -18,7 +18,8 @@ from scipy.sparse import csr_matrix
 from ragst_sd import _keys
 from ragst_sd._labels import ON_TISSUE, on_tissue
 from ragst_sd._validate import listing, require_key, require_type, require_unique
-from ragst_sd.io._readable import existing, readable
+from ragst_sd.io._readable import existing_file, readable
+from ragst_sd.reference.normalize import find_unit
 
 logger = logging.getLogger(__name__)
 
@@ -65,20 +66,12 @@ def read_counts(counts: AnnData | pd.DataFrame | str | PathLike[str], layer: str
     return adata
 
 
-def existing_file(path: str | PathLike[str], argument: str, suffixes: tuple[str, ...]) -> Path:
-    """The path of a file that exists and has one of the suffixes."""
-    path = existing(path, f"`{argument}`:", f"Pass a file ({', '.join(suffixes)}).")
-    if not path.name.lower().endswith(suffixes):
-        raise ValueError(f"`{argument}`: {path.name!r} has an unsupported suffix; supported: {', '.join(suffixes)}.")
-    return path
-
-
 def locate(adata: AnnData, coordinates: Any, rows: np.ndarray | None = None) -> tuple[AnnData, np.ndarray]:
     """Spots that have coordinates, and their centres (x, y) in pixels.
 
     Parameters
     ----------
-    found
+    adata
         Counts.
     coordinates
         `None` for `obsm["spatial"]`, an (n, 2) array in the order of the rows, or a table or its path.
@@ -186,17 +179,12 @@ def _layers(adata: AnnData) -> list[str]:
 
 def _checked_csr(matrix: Any, adata: AnnData) -> csr_matrix:
     matrix = csr_matrix(matrix, dtype=np.float32)
-    if not np.isfinite(matrix.data).all():
-        raise ValueError(
-            f"`counts` holds {int((~np.isfinite(matrix.data)).sum())} values that are NaN or infinite. Remove them."
-        )
+    unit = find_unit(matrix)
     todo = f"Pass raw counts; `rg.io.read_st(..., layer=...)` takes a layer (found {listing(_layers(adata))})."
-    if matrix.nnz and matrix.data.min() < 0:
-        raise ValueError(
-            f"`counts` holds negative values (least: {matrix.data.min():.4g}), so these are no counts. {todo}"
-        )
-    if not np.array_equal(matrix.data, np.rint(matrix.data)):
-        logger.warning("The counts are not whole numbers: they may have been normalised. %s", todo)
+    if unit.kind in ("not finite", "negative"):
+        raise ValueError(f"`counts` holds {unit.why}, so these are no counts. {todo}")
+    if unit.kind not in ("counts", "estimated counts"):
+        logger.warning("The counts hold %s: they may have been normalised. %s", unit.why, todo)
     return matrix
 
 

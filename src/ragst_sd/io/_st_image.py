@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -18,17 +17,14 @@ from xarray import DataArray, DataTree
 from ragst_sd._validate import require_type
 from ragst_sd.image.colours import RGBA, read_colours, require_rgb
 from ragst_sd.io._read_slide import pyramid_element
-from ragst_sd.io._readable import existing
+from ragst_sd.io._readable import existing_file
 from ragst_sd.io._slide_file import open_tiff
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 _TIFFS = (".tif", ".tiff", ".btf")
-_SLIDES = (".svs", ".ndpi", ".mrxs", ".scn", ".vsi", ".czi", ".bif")
 _SINGLE_SCALE_PX = 1500
 _CHUNK_PX = 512
 _ORIENTATION = 274
-
-_pixel_limit = threading.Lock()
 
 
 def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = None) -> np.ndarray:
@@ -46,19 +42,14 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
     require_type(image, (str, PathLike, np.ndarray), "image", "Pass a path, or an array with axes y, x, c.")
     if isinstance(image, np.ndarray):
         return _to_rgb(image, "The array given as `image`", value_max)
-    path = existing(image, "Image", f"Pass the path of a picture ({', '.join(_PICTURES + _TIFFS)}).")
-    suffix = path.suffix.lower()
+    todo = "Slide files are read with `rg.io.read_slide`; convert other pictures, or pass their pixels."
+    path = existing_file(image, "image", (*_PICTURES, *_TIFFS), todo)
     what = f"Image {path.name!r}"
-    if suffix in _TIFFS:
+    if path.suffix.lower() in _TIFFS:
         slide = open_tiff(path, value_max)
         _require_upright(slide.orientation, what)
         return slide.levels[0].compute()
-    if suffix in _PICTURES:
-        return _to_rgb(_read_picture(path, what), what, value_max)
-    todo = " Slide files are read with `rg.io.read_slide`." if suffix in _SLIDES else " Convert it, or pass the pixels."
-    raise ValueError(
-        f"Image {path.name!r} has the suffix {suffix!r}; read_st reads {', '.join(_PICTURES + _TIFFS)}.{todo}"
-    )
+    return _to_rgb(_read_picture(path, what), what, value_max)
 
 
 def image_element(pixels: np.ndarray) -> DataArray | DataTree:
@@ -88,13 +79,11 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 @contextmanager
 def _without_pixel_limit() -> Iterator[None]:
     # Pillow's limit guards servers against pictures sent by strangers; whole slides exceed it as a matter of course.
-
-    with _pixel_limit:
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _read_picture(path: Path, what: str) -> np.ndarray:
@@ -131,11 +120,9 @@ def _to_rgb(pixels: np.ndarray, what: str, value_max: float | None) -> np.ndarra
     shape = "x".join(str(size) for size in pixels.shape)
     if pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (1, 2)):
         raise ValueError(f"{what} is grey ({shape} pixels); H&E in colour is needed. Pass the RGB original.")
-    if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4):
+    if pixels.ndim != 3 or pixels.shape[-1] not in (3, 4) or 0 in pixels.shape:
         planar = pixels.ndim == 3 and pixels.shape[0] in (3, 4)
         todo = " Its channels come first: pass `np.moveaxis(image, 0, -1)`." if planar else " Pass an RGB picture."
         raise ValueError(f"{what} has the shape {shape}; expected y, x, c with 3 (RGB) or 4 (RGBA) channels.{todo}")
-    if 0 in pixels.shape:
-        raise ValueError(f"{what} is empty: its shape is {shape}.")
     pixels = np.moveaxis(pixels, -1, 0)
     return read_colours(pixels, names=RGBA[: len(pixels)], value_max=value_max, what=what).to_rgb(pixels)

@@ -21,7 +21,6 @@ from ragst_sd.image.hub import hub_endpoint
 logger = logging.getLogger(__name__)
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LOG_IN = "Run `hf auth login` with a token that may write, or set HF_TOKEN."
 STORE, CARD = "reference.zarr.zip", "README.md"
 # As the hub calls them; any other licence is "other", with its name beside it.
 _HUB_LICENSES = {
@@ -172,6 +171,10 @@ def upload_errors(repository: str) -> Iterator[None]:
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RevisionNotFoundError
 
     page = f"{hub_endpoint()}/datasets/{repository}"
+    refused = (
+        f"The hub does not let this account write to {page}: nobody is logged in, the token may only read, or the "
+        "repository belongs to others. Run `hf auth login` with a token that may write, or set HF_TOKEN."
+    )
     failure: OSError
     try:
         yield
@@ -179,16 +182,12 @@ def upload_errors(repository: str) -> Iterator[None]:
     except RevisionNotFoundError:
         failure = FileNotFoundError(f"{repository!r} has no such branch. Branches: {page}/tree/main.")
     except LocalTokenNotFoundError:
-        failure = PermissionError(f"Nobody is logged in to {hub_endpoint()}. {_LOG_IN}")
+        failure = PermissionError(refused)
     except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else None
+        status = error.response.status_code
+        failure = ConnectionError(f"The hub did not take the files for {page} (status {status}). Try again later.")
         if status in (401, 403, 404):
-            failure = PermissionError(
-                f"The hub does not let this account write to {page} (status {status}): nobody is logged in, the "
-                f"token may only read, or the repository belongs to others. {_LOG_IN}"
-            )
-        else:
-            failure = ConnectionError(f"The hub did not take the files for {page} (status {status}). Try again later.")
+            failure = PermissionError(refused)
     except Exception as error:
         # The client passes on what its HTTP library raises, which is another one in each of its releases.
         words = ("Connect", "Timeout", "Network", "Protocol")
