@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
+import tracemalloc
 import warnings
 import zipfile
 
@@ -72,8 +74,13 @@ def edit(folder, change):
 
 def refused(path, *parts):
     path = packed(path) if path.is_dir() else path
-    with pytest.raises(ValueError, match="was downloaded and is not read") as caught:
-        check_downloaded(path)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="was downloaded and is not read") as caught:
+            check_downloaded(path)
+        assert tracemalloc.get_traced_memory()[1] < 60e6
+    finally:
+        tracemalloc.stop()
     message = str(caught.value)
     assert str(path) in message and "open it yourself" in message
     for part in parts:
@@ -125,6 +132,24 @@ class TestHdf5:
             file.create_virtual_dataset("obsm/extra", layout)
         refused(h5ad, "the values of 'obsm/extra' lie in another file")
 
+    @pytest.mark.parametrize("kind", [h5py.vlen_dtype("u1"), h5py.ref_dtype, [("a", "i4"), ("b", h5py.ref_dtype)]])
+    def test_objects(self, h5ad, kind):
+        with h5py.File(h5ad, "r+") as file:
+            file.create_dataset("uns/extra", (3,), kind)
+        refused(h5ad, "'uns/extra' is made of objects")
+
+    @pytest.mark.parametrize("layout", [{"chunks": (1000, 1000)}, {}], ids=["chunked", "in one piece"])
+    def test_sizes_that_the_file_cannot_account_for(self, h5ad, layout):
+        with h5py.File(h5ad, "r+") as file:
+            file.create_dataset("layers/huge", (10**9, 20_000), "f4", **layout)
+        refused(h5ad, "'layers/huge' says that it holds 80,000,000,000,000 bytes, of which 0 are stored")
+
+    def test_many_arrays_that_lie_a_little(self, h5ad):
+        with h5py.File(h5ad, "r+") as file:
+            for i in range(20):
+                file.create_dataset(f"uns/a{i}", (2**25,), "f4", chunks=(100,))
+        refused(h5ad, "'/' says that it holds")
+
     def test_damage(self, h5ad):
         h5ad.write_bytes(h5ad.read_bytes()[:3000])
         with pytest.raises(ValueError, match=r"counts\.h5ad was downloaded and is damaged.*Delete it"):
@@ -132,6 +157,20 @@ class TestHdf5:
 
 
 class TestZarr:
+    @pytest.mark.parametrize("name", ["../secret", "/etc/secret", "X/../../secret"])
+    def test_names_that_lead_out_of_a_zip_file(self, store, name):
+        path = packed(store)
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr(name, SECRET)
+        refused(path, f"{name!r} leads out of the file")
+
+    def test_links_in_a_zip_file(self, store):
+        path, link = packed(store), zipfile.ZipInfo("link")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        with zipfile.ZipFile(path, "a") as file:
+            file.writestr(link, "/etc/passwd")
+        refused(path, "'link' leads out of the file")
+
     @pytest.mark.parametrize("codec", ["pickle", "os.system"])
     def test_codecs(self, store, codec):
         def change(about):
@@ -162,7 +201,32 @@ class TestZarr:
         file.write_text(text.replace('"zstd"', '"pickle"').replace('"blosc"', '"pickle"'))
         refused(store, "'pickle'")
 
-    @pytest.mark.parametrize("content", ["[" * 200_000, '{"shape": [1], "chunks": [1], "filters": ["x"]}'])
+    @pytest.mark.parametrize("rows", [10**9, 2**63])
+    def test_sizes_that_the_files_cannot_account_for(self, store, rows):
+        edit(store / "obsm" / "spatial", lambda about: about["shape"].__setitem__(0, rows))
+        refused(store, f"'obsm/spatial' says that it holds {rows * 16:,} bytes")
+
+    def test_chunks_that_would_take_all_memory(self, store):
+        def change(about):
+            chunk = about["chunks"] if "chunks" in about else about["chunk_grid"]["configuration"]["chunk_shape"]
+            chunk[0] = 10**10
+
+        edit(store / "obsm" / "spatial", change)
+        refused(store, "'obsm/spatial' says that it holds")
+
+    def test_many_arrays_that_lie_a_little(self, store):
+        for i in range(20):
+            shutil.copytree(store / "obsm" / "spatial", store / "uns" / f"a{i}")
+            edit(store / "uns" / f"a{i}", lambda about: about["shape"].__setitem__(0, 2**23))
+        refused(store, "'/' says that it holds")
+
+    def test_members_of_a_zip_file_that_unpack_to_far_more(self, store):
+        path = packed(store)
+        with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("bomb", bytes(300_000_000))
+        refused(path, "'bomb' says that it holds 300,000,000 bytes")
+
+    @pytest.mark.parametrize("content", ["[" * 200_000, '{"shape": [NaN], "chunks": [1]}'])
     def test_damage(self, store, content):
         edit(store / "obsm" / "spatial", lambda about: None)
         file = next(

@@ -75,7 +75,7 @@ def load(
         If there is no such data set or sample.
     ValueError
         If the data set has no loader, if a file is not the one that the catalogue states or is damaged, or if a
-        downloaded file holds Python objects or leads to other files.
+        downloaded file holds Python objects, leads to other files or says that it is larger than it can be.
     PermissionError
         If its owners ask to accept terms, or an archive is encrypted.
     ConnectionError, FileNotFoundError, OSError

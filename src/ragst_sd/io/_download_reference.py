@@ -71,7 +71,8 @@ def download_reference(
         If the hub cannot be reached.
     ValueError
         If `repository` is not `owner/name`, if the content is not what its hash or `content_hash` says, or if the
-        files hold Python objects or lead elsewhere. What was downloaded into the cache is removed then.
+        files hold Python objects, lead elsewhere or say that they are larger than they can be. What was downloaded
+        into the cache is removed then.
 
     Examples
     --------
