@@ -9,6 +9,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._validate import listing, require_some
+from ragst_sd.retrieval.projection import largest_positive
 
 _POSITIVE = 1e-9
 # Proteins as STRING names them: taxon and Ensembl protein.
@@ -52,11 +53,10 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
         )
     genes, codes = np.unique(np.concatenate(ends).astype(str), return_inverse=True)
     first, second = np.sort(codes.reshape(2, -1), axis=0)
-    # The last of equal edges stays, which is the heaviest.
-    order = np.lexsort((weight, second, first))
-    place = first[order] * len(genes) + second[order]
-    last = order[np.append(np.diff(place) != 0, True)]
-    upper = sp.csr_matrix((weight[last], (first[last], second[last])), shape=(len(genes),) * 2)
+    edges = pd.Series(weight).groupby([first, second]).max()
+    upper = sp.csr_matrix(
+        (edges, (edges.index.get_level_values(0), edges.index.get_level_values(1))), (len(genes),) * 2
+    )
     return genes, sp.csr_matrix(upper + upper.T)
 
 
@@ -79,7 +79,4 @@ def spectral_embedding(weights: sp.csr_matrix, n_components: int) -> np.ndarray:
     values, vectors = eigsh(LinearOperator(walk.shape, matvec=apply, dtype=float), k=n_components, which="LA", v0=start)
     order = np.argsort(-values)
     order = order[values[order] > _POSITIVE]
-    vectors = vectors[:, order]
-    # The sign of an eigenvector is arbitrary: its largest entry is positive.
-    largest = np.abs(vectors).argmax(axis=0)
-    return np.asarray(vectors * np.sign(vectors[largest, np.arange(len(order))]) * np.sqrt(values[order]))
+    return np.asarray(largest_positive(vectors[:, order]) * np.sqrt(values[order]))
