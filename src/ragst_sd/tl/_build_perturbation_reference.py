@@ -180,7 +180,7 @@ def build_perturbation_reference(
     """
     require_choice(on_missing, ("drop", "error"), "on_missing")
     require_choice(unit, (*UNITS, *RESPONSE_UNITS), "unit")
-    named, given, errors = control_labels(control), unit in RESPONSE_UNITS, None
+    named, given = control_labels(control), unit in RESPONSE_UNITS
     for name, value in (("min_cells", min_cells), ("max_controls", max_controls)):
         require_positive(value, name, whole=True)
     if isinstance(max_cells, bool) or not isinstance(max_cells, int | np.integer) or max_cells < 0:
@@ -192,7 +192,7 @@ def build_perturbation_reference(
         columns = (perturbation_key, context_key, type_key)
         chosen = None if genes is None else name_list(genes, "genes")
         adata, layer = response_adata(adata, *columns, layer=layer, unit=unit, genes=chosen)
-        expression, errors = read_responses(adata, unit=unit, layer=layer)
+        expression = read_responses(adata, unit=unit, layer=layer)
     else:
         refuse_responses(adata, unit, perturbation_key, context_key, named, layer)
         expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
@@ -216,6 +216,7 @@ def build_perturbation_reference(
     screen = Screen(take_genes(expression.values, expression.genes, chosen_genes)[order], cells.iloc[order].copy())
     seed = as_seed(rng)
     if given:
+        errors = expression.errors
         errors = None if errors is None else take_genes(errors, expression.genes, chosen_genes)[order]
         numbers = adata.obs.iloc[order]
         reference, parts, dropped = given_responses(screen, chosen_genes, errors, numbers, min_cells=int(min_cells))

@@ -138,7 +138,7 @@ def measured_table(
 ) -> Measured:
     """Measured responses in the unit of the predictions."""
     normalization = header["normalization"]
-    expression, _ = read_responses(
+    expression = read_responses(
         adata, unit=str(normalization["given"]), layer=layer, naming=str(normalization["naming"])
     )
     labels = read_labels(adata, perturbation_key, control_names(header), context_key, None, todo="", responses=True)

@@ -35,6 +35,8 @@ class Expression:
     genes: list[str]
     normalization: dict[str, Any]
     """Header: unit, target sum, what was given, naming, and the genes that size factors rest on (none if unknown)."""
+    errors: sp.csr_matrix | None = None
+    """Standard errors of responses, where they were given."""
 
 
 def read_expression(

@@ -192,9 +192,7 @@ _MAKE_ONE = (
 )
 
 
-def read_responses(
-    adata: AnnData, *, unit: str, layer: str | None, naming: str | None = None
-) -> tuple[Expression, sp.csr_matrix | None]:
+def read_responses(adata: AnnData, *, unit: str, layer: str | None, naming: str | None = None) -> Expression:
     """Responses of rows by genes, without genes that some row lacks, and their standard errors where there are any.
 
     Raises
@@ -221,7 +219,7 @@ def read_responses(
     errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[:, whole]
     complete = [gene for gene, there in zip(genes, whole, strict=True) if there]
     about = normalization(unit, naming, unit=RESPONSE_UNITS[unit], target=float("nan"))
-    return Expression(sp.csr_matrix(values[:, whole]), complete, about), errors
+    return Expression(sp.csr_matrix(values[:, whole]), complete, about, errors)
 
 
 def given_responses(
