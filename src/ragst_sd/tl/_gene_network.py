@@ -27,16 +27,16 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
     """
     require_some(frame.index, "data", "Give at least one edge.")
     ends = [labels(frame.iloc[:, i]) for i in (0, 1)]
-    nameless = frame.iloc[:, :2].isna().to_numpy().any(axis=1) | is_missing(ends[0]) | is_missing(ends[1])
+    nameless = is_missing(ends[0]) | is_missing(ends[1])
     if nameless.any():
         raise ValueError(
             f"{int(nameless.sum())} edges of `data` lead to an unknown gene (no name). Remove them, or name the gene."
         )
-    proteins = frame.iloc[:, :2].stack().astype(str).str.fullmatch(_PROTEIN)
-    if proteins.any():
-        named = frame.iloc[:, :2].stack()[proteins]
+    named = pd.Series(np.concatenate(ends), dtype=object)
+    proteins = named[named.str.fullmatch(_PROTEIN)].unique()
+    if len(proteins):
         raise ValueError(
-            f"`data` names proteins ({listing(named.drop_duplicates())}), which are unknown genes to a screen. Write "
+            f"`data` names proteins ({listing(proteins)}), which are unknown genes to a screen. Write "
             "gene symbols: STRING's file `protein.info` has them as `preferred_name`."
         )
     loops = ends[0] == ends[1]
@@ -51,7 +51,7 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
             f"{int(wrong.sum())} edges of `data` have a weight that is no finite number above 0 "
             f"({listing(dict.fromkeys(weight[wrong].tolist()))}). Remove them."
         )
-    genes, codes = np.unique(np.concatenate(ends).astype(str), return_inverse=True)
+    genes, codes = np.unique(named.to_numpy(str), return_inverse=True)
     first, second = np.sort(codes.reshape(2, -1), axis=0)
     edges = pd.Series(weight).groupby([first, second]).max()
     upper = sp.csr_matrix(
