@@ -196,7 +196,8 @@ def predict(
         if eligible.min() < fitted:
             logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", eligible.min(), fitted)
         # Spots with fewer eligible rows cite those.
-        n_neighbors = min(fitted, int(eligible.max()))
+        n_neighbors = min(fitted, eligible.max())
+    n_neighbors = int(n_neighbors)
     if level is not None:
         rule = interval_rule(
             bank.header.calibration,
