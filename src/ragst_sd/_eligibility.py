@@ -242,8 +242,8 @@ def where_of(ids: np.ndarray, header: Mapping[str, Any]) -> Mapping[str, Any] | 
     return json.loads(stored) if stored else None
 
 
-def check_fewer(n_neighbors: int | None, fitted: int) -> None:
-    """Raise a `ValueError` if more neighbours are asked for than were fitted."""
+def check_fewer(n_neighbors: int | None, fitted: int, fewest: int | None = None) -> None:
+    """Raise a `ValueError` if more neighbours are asked for than were fitted, or than some query may cite."""
     if n_neighbors is None:
         return
     require_positive(n_neighbors, "n_neighbors", whole=True)
@@ -251,4 +251,8 @@ def check_fewer(n_neighbors: int | None, fitted: int) -> None:
         raise ValueError(
             f"`n_neighbors` is {n_neighbors}, but the reference was fitted with {fitted}. Ask for fewer, or fit "
             "again with more."
+        )
+    if fewest is not None and n_neighbors > fewest:
+        raise ValueError(
+            f"`n_neighbors` is {n_neighbors}, but only {fewest} rows may be used. Ask for {fewest} at most."
         )

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ragst_sd._validate import hint, listing, require_unique
+from ragst_sd._validate import hint, listing, require_type, require_unique
 from ragst_sd.reference.responses import SEPARATOR, components, embed_perturbation
 
 # Between the genes of a combination, or a gene and its guide, as tools write them. Genes hold `-` and `.` as well.
@@ -28,26 +28,21 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
     ValueError
         If vectors differ in length, are not numbers, or a gene comes twice.
     """
+    todo = "Give a data frame with genes as index, or a mapping from gene to vector."
+    require_type(embedding, (pd.DataFrame, Mapping), "embedding", todo)
     if isinstance(embedding, pd.DataFrame):
         genes, rows = [str(gene) for gene in embedding.index], embedding.to_numpy()
         name = str(embedding.attrs.get("name", "data frame"))
-    elif isinstance(embedding, Mapping):
+    else:
         genes, name = [str(gene) for gene in embedding], "mapping"
-        vectors = [np.asarray(vector).ravel() for vector in embedding.values()]
-        widths = {len(vector): gene for gene, vector in zip(genes, vectors, strict=True)}
+        widths = {np.size(vector): str(gene) for gene, vector in embedding.items()}
         if len(widths) > 1:
             lengths = ", ".join(f"{gene!r}: {width}" for width, gene in sorted(widths.items()))
             raise ValueError(f"Vectors of `embedding` differ in length ({lengths}). Embed all genes in the same way.")
-        rows = np.asarray(vectors)
-    else:
-        raise TypeError(
-            f"`embedding` is a {type(embedding).__name__}; give a data frame (genes as index) or a mapping from "
-            "gene to vector."
-        )
+        rows = np.array([np.ravel(vector) for vector in embedding.values()])
     if not np.issubdtype(rows.dtype, np.number) or rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(
-            f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). Give numeric columns only, genes as "
-            "index."
+            f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). {todo} All columns must be numeric."
         )
     require_unique(genes, "genes of `embedding`", "Keep one row each.")
     usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)

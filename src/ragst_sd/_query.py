@@ -127,8 +127,6 @@ class Query:
 
     table_key: str
     table: AnnData
-    region: str
-    """The element that the table annotates."""
     donor_key: str
     """Column of the table with the donor; a new donor where there is none."""
     use_rep: str
@@ -162,7 +160,7 @@ def read_query(
     table, header = sdata.tables[table_key], bank.header
     if donor_key is not None:
         require_key(donor_key, table.obs, "the query's obs", "`donor_key` may be left out for a new donor.")
-    region = single_region(table)
+    single_region(table)
     ids = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
     for what, names in (("instance ids", ids), ("spot names", table.obs_names)):
         require_unique(names, f"{what} of table {table_key!r}", "Each spot needs one row and one name.")
@@ -212,7 +210,6 @@ def read_query(
     return Query(
         table_key=table_key,
         table=table,
-        region=region,
         donor_key=donor_key or (header.donor_key if header.donor_key in table.obs else _keys.DONOR),
         use_rep=use_rep,
         header=origin,

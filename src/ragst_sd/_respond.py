@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from anndata import AnnData
@@ -43,20 +43,19 @@ class Task:
     """A fitted bank, and what of it may be used for a prediction."""
 
     bank: Bank
+    """Rows in the order of their names, so that sums do not depend on the order in the reference."""
     n_neighbors: int | None
     """Rows to cite at most; what was fitted if `None`."""
     exclude: list[str]
-    where: Where
+    allowed: np.ndarray
+    """(m,) rows that `where` lets through."""
+    where: dict[str, Any]
+    """What a header keeps of `where`."""
 
     @property
     def control(self) -> str:
         """Name of the control."""
         return str(self.bank.header.control)
-
-    @property
-    def contexts(self) -> list[str]:
-        """Contexts of the reference."""
-        return list(self.bank.header.contexts)
 
     @property
     def method(self) -> Method:
@@ -72,15 +71,30 @@ class Task:
             return np.zeros((len(perturbations), 0))
         return embed(perturbations, self.control, lookup(self.bank.header.embedding))
 
-    def settings(self, context_key: str | None, gene_overlap: float) -> dict[str, Any]:
-        """What the header of a prediction keeps of this."""
-        return {
+    def header(self, learned_from: dict[str, Any], context_key: str | None, gene_overlap: float) -> dict[str, Any]:
+        """What the provenance of a table has beside what that of every prediction has."""
+        header = self.bank.header
+        about: dict[str, Any] = {
+            _keys.STARTS_FROM: self.method.starts_from,
+            **{name: header.normalization[name] for name in ("unit", "naming")},
+            "normalization": dict(header.normalization),
+            "embedding": str(header.embedding["name"]),
+            "control": header.control,
+            _keys.CONTROL_NAMES: np.asarray(header.control_names, dtype=str),
+            _keys.CONTROL_CELLS: header.control_cells.astype(str),
+            _keys.LEARNED_FROM: learned_from,
             "n_neighbors": int(self.bank.fit.n_neighbors if self.n_neighbors is None else self.n_neighbors),
             "context_key": context_key or "",
             _keys.GENE_OVERLAP: gene_overlap,
             "exclude": np.asarray(self.exclude, dtype=str),
-            **recorded_where(self.bank.ids, self.where),
+            **self.where,
         }
+        if header.control_prints is not None:
+            about[_keys.CONTROL_PRINTS] = header.control_prints
+        if header.from_responses:
+            genes, contexts = self.bank.genes.to_numpy(str), np.asarray(header.contexts, dtype=str)
+            about[_keys.CONTEXT_MEANS] = {"context": contexts, "gene": genes, "mean": self.bank.screen.states}
+        return about
 
 
 def open_task(reference: AnnData, exclude: str | Sequence[str], n_neighbors: int | None, where: Where) -> Task:
@@ -90,7 +104,19 @@ def open_task(reference: AnnData, exclude: str | Sequence[str], n_neighbors: int
     if not excluded:
         logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")
     check_fewer(n_neighbors, bank.fit.n_neighbors)
-    return Task(bank, n_neighbors, excluded, where)
+    return _task(bank, excluded, n_neighbors, where)
+
+
+def _task(bank: Bank, exclude: list[str], n_neighbors: int | None, where: Where) -> Task:
+    order, needs_cells = np.argsort(bank.ids), RESPONSE_METHODS[bank.fit.method].needs_cells and bank.screen.from_cells
+    ordered = bank.at_rows(order)
+    return Task(
+        bank=with_cells(ordered) if needs_cells else ordered,
+        n_neighbors=n_neighbors,
+        exclude=exclude,
+        allowed=allowed_rows(bank.obs, where)[order],
+        where=recorded_where(bank.ids, where),
+    )
 
 
 def wanted_perturbations(task: Task, perturbations: str | Sequence[str]) -> dict[str, str]:
@@ -102,19 +128,10 @@ def wanted_perturbations(task: Task, perturbations: str | Sequence[str]) -> dict
     return known
 
 
-class Responded(NamedTuple):
-    """Predicted responses, one line per query."""
-
-    values: dict[str, np.ndarray]
-    """By the names of the fields that they become; rows are those of the reference."""
-    learned_from: dict[str, Any]
-    """Perturbations and contexts whose left-out response the method has learned from."""
-
-
-def no_response(n: int, n_genes: int, k: int = 1) -> Responded:
-    """No response, that rests on no rows."""
+def no_response(n: int, n_genes: int, k: int = 1) -> dict[str, np.ndarray]:
+    """The fields of no response, that rests on no rows."""
     nothing, unknown = np.zeros((n, n_genes)), np.full((n, k), np.nan)
-    values = {
+    return {
         _keys.ROWS: np.full((n, k), -1),
         _keys.WEIGHTS: np.zeros((n, k)),
         _keys.DISTANCES: unknown,
@@ -122,9 +139,9 @@ def no_response(n: int, n_genes: int, k: int = 1) -> Responded:
         _keys.RESPONSE: nothing,
         _keys.EFFECTIVE_N: unknown[:, 0],
         _keys.EVIDENCE_SHARE: unknown[:, 0],
+        _keys.CITED_RELIABILITY: unknown[:, 0],
         _keys.TASK: np.full(n, "control", dtype=object),
     }
-    return Responded(values, pairs_learned("", []))
 
 
 def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
@@ -133,72 +150,62 @@ def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     return {"what": what if pairs else "", _keys.PERTURBATION: names, _keys.CONTEXT: contexts}
 
 
-def respond(task: Task, pairs: list[tuple[str, str]], states: Mapping[str, np.ndarray], *, progress: bool) -> Responded:
-    """Answers for pairs of perturbation and context; none of them if only the control was asked for.
+def respond(
+    task: Task, pairs: list[tuple[str, str]], states: Mapping[str, np.ndarray], *, progress: bool
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Fields of pairs of perturbation and context, and what was learned of these; none if only the control is asked for.
 
     `states` is the mean expression (g,) of the cells of each context, on the genes of the reference.
     """
     if not pairs:
-        return no_response(0, len(task.bank.genes))
-    ready = prepare(task, pairs, np.array([states[context] for _, context in pairs]))
+        return no_response(0, len(task.bank.genes)), pairs_learned("", [])
+    query, learned_from = ask(task, pairs, np.array([states[context] for _, context in pairs]))
     chunk, parts, once = at_once(task), [], task.method.once
     if once is not None:
-        worked = once(task.bank.fit.parameters, ready.bank, ready.query)
-        ready = replace(ready, query=replace(ready.query, worked=worked))
+        query = replace(query, worked=once(task.bank.fit.parameters, task.bank, query))
     with tqdm(total=len(pairs), unit="response", delay=BAR_AFTER, disable=not progress) as bar:
         for start in range(0, len(pairs), chunk):
-            part = ready.query.some(np.arange(start, min(start + chunk, len(pairs))))
-            parts.append(ready.answer(part))
+            part = query.some(np.arange(start, min(start + chunk, len(pairs))))
+            parts.append(respond_to(task.method, task.bank, part))
             bar.update(len(part))
-    return ready.responded(parts)
+    return fields_of(task.bank, query, parts), learned_from
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A fitted method with its bank, in the order of the names of its rows, and what is asked of it."""
+def fields_of(
+    bank: Bank,
+    query: Query,
+    parts: Sequence[tuple[Selection, Answer]],
+    share: np.ndarray | None = None,
+    lines: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Answers by the names of the fields that they become, with the share of the evidence in each, which may be given.
 
-    method: Method
-    bank: Bank
-    query: Query
-    order: np.ndarray
-    """Rows of the bank in the reference."""
-    learned_from: dict[str, Any]
-    """As in the header of the table."""
-
-    def answer(self, query: Query) -> tuple[Selection, Answer]:
-        """What the method answers, and the rows that it rests on."""
-        return respond_to(self.method, self.bank, query)
-
-    def responded(
-        self,
-        parts: Sequence[tuple[Selection, Answer]],
-        share: np.ndarray | None = None,
-        lines: np.ndarray | None = None,
-    ) -> Responded:
-        """Answers by the rows of the reference, with the share of the evidence in each, which may be given.
-
-        `lines` says which query each answer is of, where it is not one each.
-        """
-        selections, answers = zip(*parts, strict=True)
-        rows, weights, distances = _stacked(selections)
-        evidence, adjustment = (
-            np.concatenate([getattr(part, name) for part in answers]) for name in ("evidence", "adjustment")
-        )
-        if share is None:
-            share = evidence_share(evidence, adjustment, self.bank.values.mean(axis=0))
-        values = {
-            _keys.ROWS: np.where(rows >= 0, self.order[np.maximum(rows, 0)], -1),
-            _keys.WEIGHTS: weights,
-            _keys.DISTANCES: distances,
-            _keys.EVIDENCE: evidence,
-            _keys.RESPONSE: evidence + adjustment,
-            _keys.EFFECTIVE_N: effective_n(weights),
-            _keys.EVIDENCE_SHARE: share,
-            _keys.TASK: _tasks(self.bank, self.query)[slice(None) if lines is None else lines],
-        }
-        if answers[0].explained is not None:
-            values[_keys.EMBEDDING_SHARE] = np.concatenate([part.explained for part in answers])
-        return Responded(values, self.learned_from)
+    `lines` says which query each answer is of, where it is not one each.
+    """
+    selections, answers = zip(*parts, strict=True)
+    rows, weights, distances = _stacked(selections)
+    evidence, adjustment = (
+        np.concatenate([getattr(part, name) for part in answers]) for name in ("evidence", "adjustment")
+    )
+    if share is None:
+        share = evidence_share(evidence, adjustment, bank.values.mean(axis=0))
+    # The last place is that of -1.
+    reliability = np.append(bank.obs[_keys.RELIABILITY].to_numpy(np.float64), 0.0)[rows]
+    total, unknown = weights.sum(axis=1), np.full(len(weights), np.nan)
+    values = {
+        _keys.ROWS: rows,
+        _keys.WEIGHTS: weights,
+        _keys.DISTANCES: distances,
+        _keys.EVIDENCE: evidence,
+        _keys.RESPONSE: evidence + adjustment,
+        _keys.EFFECTIVE_N: effective_n(weights),
+        _keys.EVIDENCE_SHARE: share,
+        _keys.CITED_RELIABILITY: np.divide((weights * reliability).sum(axis=1), total, out=unknown, where=total > 0),
+        _keys.TASK: _tasks(bank, query)[slice(None) if lines is None else lines],
+    }
+    if answers[0].explained is not None:
+        values[_keys.EMBEDDING_SHARE] = np.concatenate([part.explained for part in answers])
+    return values
 
 
 def _tasks(bank: Bank, query: Query) -> np.ndarray:
@@ -214,35 +221,31 @@ def _tasks(bank: Bank, query: Query) -> np.ndarray:
     return np.select(known, [MEASURED_HERE, UNSEEN_HERE, IN_COMBINATION], UNSEEN).astype(object)
 
 
-def prepare(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = None) -> Prepared:
-    """Make the fitted method ready for pairs of perturbation and context, each of which has rows to answer from.
+def ask(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = None) -> tuple[Query, dict[str, Any]]:
+    """Pairs of perturbation and context as a query, each of which has rows to answer from; what was learned of them.
 
     `state` is the (q, g) mean expression of the cells asked about; left out, that of their context in the reference.
     """
-    method, fit = task.method, task.bank.fit
-    # Rows in the order of their names, so that sums do not depend on the order in the reference.
-    order = np.argsort(task.bank.ids)
-    bank = (with_cells(task.bank) if method.needs_cells and task.bank.screen.from_cells else task.bank).at_rows(order)
+    bank, method, fit = task.bank, task.method, task.bank.fit
     query = Query(
         key=task.embed([name for name, _ in pairs]),
         state=state,
         n_neighbors=int(task.n_neighbors or (fit.n_candidates if method.cites_candidates else fit.n_neighbors)),
-        perturbed=tuple(components(name, task.bank.header.control_names) for name, _ in pairs),
+        perturbed=tuple(components(name, bank.header.control_names) for name, _ in pairs),
         contexts=context_codes(np.array([context for _, context in pairs], dtype=object), bank.header),
-        eligible=_eligible(bank, pairs, allowed_rows(task.bank.obs, task.where)[order], task.exclude),
+        eligible=_eligible(task, pairs),
     )
-    _require_rows(bank, query, pairs, method, task)
-    return Prepared(method, bank, query, order, _learned_from(bank, query, pairs, method, task))
+    _require_rows(task, query, pairs)
+    return query, _learned_from(task, query, pairs)
 
 
-def _eligible(bank: Bank, pairs: Sequence[tuple[str, str]], allowed: np.ndarray, exclude: Sequence[str]) -> np.ndarray:
+def _eligible(task: Task, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
     """(q, m) rows that each pair may use: those that differ from it in one of the columns of `exclude`."""
-    same = np.full((len(pairs), len(bank)), bool(exclude))
-    for i, name in enumerate((_keys.PERTURBATION, _keys.CONTEXT)):
-        if name in exclude:
-            asked = np.array([pair[i] for pair in pairs], dtype=object)
-            same &= asked[:, None] == labels(bank.obs[name])
-    return allowed & ~same
+    same = np.full((len(pairs), len(task.bank)), bool(task.exclude))
+    for name, asked in zip((_keys.PERTURBATION, _keys.CONTEXT), zip(*pairs, strict=True), strict=True):
+        if name in task.exclude:
+            same &= np.array(asked, dtype=object)[:, None] == labels(task.bank.obs[name])
+    return task.allowed & ~same
 
 
 def at_once(task: Task) -> int:
@@ -268,8 +271,9 @@ def _same_perturbation(bank: Bank, query: Query) -> np.ndarray:
     return np.array([[asked == measured for measured in rows] for asked in query.perturbed], dtype=bool)
 
 
-def _learned_from(bank: Bank, query: Query, pairs: list[tuple[str, str]], method: Method, task: Task) -> dict[str, Any]:
+def _learned_from(task: Task, query: Query, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """The queries whose own perturbation was left out of what may be used, although the method was fitted on it."""
+    bank, method = task.bank, task.method
     hit = _same_perturbation(bank, query) & ~query.eligible
     if method.needs_cells and bank.screen.cells is not None:
         # Rows with a single cell do not teach.
@@ -283,26 +287,22 @@ def _learned_from(bank: Bank, query: Query, pairs: list[tuple[str, str]], method
             task.bank.fit.method,
             listing(f"{p} in {c}" for p, c in learned),
         )
-    what = "responses" if method.learns == "values" else method.learns
-    return pairs_learned(what, learned)
+    return pairs_learned("responses" if method.learns == "values" else method.learns, learned)
 
 
-def _require_rows(bank: Bank, query: Query, pairs: list[tuple[str, str]], method: Method, task: Task) -> None:
+def _require_rows(task: Task, query: Query, pairs: list[tuple[str, str]]) -> None:
     """Raise a `ValueError` if a query has no row to answer from, or fewer than are to be cited."""
-    eligible = query.eligible.sum(axis=1)
+    method, eligible = task.method, query.eligible.sum(axis=1)
     if not eligible.all():
         bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
         raise ValueError(
             f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left "
             "out, and `where` may reject rows. Relax it, or add perturbations to the reference."
         )
-    if task.n_neighbors is not None and method.cites and task.n_neighbors > eligible.min():
-        raise ValueError(
-            f"`n_neighbors` is {task.n_neighbors}, but only {eligible.min()} rows may be used. "
-            f"Ask for {eligible.min()} at most."
-        )
+    if method.cites:
+        check_fewer(task.n_neighbors, task.bank.fit.n_neighbors, int(eligible.min()))
     if method.lacks is not None:
-        reasons = method.lacks(bank, query)
+        reasons = method.lacks(task.bank, query)
         bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
         if bad:
             raise ValueError(
@@ -338,13 +338,13 @@ def response_from_half(
         whole[0, at] = state
     everybody = method.cites_candidates and n_neighbors == bank.fit.n_neighbors
     exclude = [str(name) for name in np.atleast_1d(header["exclude"])]
-    task = Task(bank, None if everybody else n_neighbors, exclude, where_of(bank.ids, header))
-    ready = prepare(task, [(perturbation, context)], whole)
+    task = _task(bank, exclude, None if everybody else n_neighbors, where_of(bank.ids, header))
+    query, _ = ask(task, [(perturbation, context)], whole)
 
     def answer(values: np.ndarray) -> np.ndarray:
-        _, again = replace(ready, bank=replace(ready.bank, values=values)).answer(ready.query)
+        _, again = respond_to(method, replace(task.bank, values=values), query)
         return np.asarray((again.evidence + again.adjustment)[0, at])
 
-    if np.abs(answer(ready.bank.values) - response).max() > _SAME * np.abs(response).max() + 1e-6:
+    if np.abs(answer(task.bank.values) - response).max() > _SAME * np.abs(response).max() + 1e-6:
         return None
-    return answer(ready.bank.screen.halves[0])
+    return answer(task.bank.screen.halves[0])

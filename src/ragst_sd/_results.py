@@ -287,23 +287,18 @@ def matching_bank(prediction: Prediction, reference: AnnData | None, cited: pd.D
         known = bank.header.frame_hash == str(header.get(_keys.FRAME_HASH)) and (at >= 0).all()
         if known and [digest.hex() for digest in row_hashes(reference, at)] == list(cited[_keys.DIGEST].astype(str)):
             return bank
-    current = open_bank(reference, fitted=False).header.content_hash
-    if current != str(header["reference_hash"]):
-        raise _another(header, current)
+    _require_hash(header, open_bank(reference, fitted=False).header.content_hash)
     return bank
 
 
 def require_matching(prediction: Prediction, reference: AnnData | None) -> AnnData:
     """The reference, of either task, if it is the one that the prediction was made from; else raise a `ValueError`."""
-    header = prediction.header
-    reference = _given(reference, header)
-    read_header(reference)
-    if not is_perturbation(reference):
+    reference = _given(reference, prediction.header)
+    if is_perturbation(reference):
+        read_header(reference)
+        _require_hash(prediction.header, reference_hash(reference))
+    else:
         matching_bank(prediction, reference)
-        return reference
-    current = reference_hash(reference)
-    if current != header["reference_hash"]:
-        raise _another(header, current)
     return reference
 
 
@@ -317,12 +312,13 @@ def _given(reference: AnnData | None, header: dict[str, Any]) -> AnnData:
     return reference
 
 
-def _another(header: dict[str, Any], current: str) -> ValueError:
-    msg = (
-        f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "
-        f"{current[:12]}. What a value was made from needs the very reference (`rg.io.write_reference` keeps it)."
-    )
-    return ValueError(msg)
+def _require_hash(header: dict[str, Any], current: str) -> None:
+    """Raise a `ValueError` if a prediction was made from a reference with another hash."""
+    if current != str(header["reference_hash"]):
+        raise ValueError(
+            f"The prediction was made from a reference with hash {str(header['reference_hash'])[:12]}; this one has "
+            f"{current[:12]}. What a value was made from needs the very reference (`rg.io.write_reference` keeps it)."
+        )
 
 
 def _positions(names: pd.Index, wanted: str | Sequence[str], argument: str, what: str) -> np.ndarray:

@@ -46,8 +46,8 @@ def over_sections(
                     f"`{not_with}` belongs to one section, and `sdata` holds {len(sections)}. Call once for each "
                     "of them."
                 )
-            given = {name: to_each for name, to_each in each.items() if name in kwargs}
-            by_section = {name: to_each(kwargs[name], list(sections)) for name, to_each in given.items()}
+            names = list(sections)
+            by_section = {name: to_each(kwargs[name], names) for name, to_each in each.items() if name in kwargs}
             results: dict[str, Any] = {}
             for name, section in sections.items():
                 of_section = {argument: values[name] for argument, values in by_section.items()}

@@ -262,22 +262,15 @@ def read_rows(values: Any, rows: np.ndarray) -> Any:
     """Some rows of a matrix, in memory; of one on disk block by block, one at a time."""
     if not hasattr(values, "dask"):
         return values[rows]
-    starts = np.concatenate([[0], np.cumsum(values.chunks[0])])
     order = np.argsort(rows, kind="stable")
-    ascending = rows[order]
-    of_block = np.searchsorted(starts, ascending, side="right") - 1
-    parts = []
-    for block in np.unique(of_block):
-        part = values.blocks[block].compute(scheduler="synchronous")
-        if hasattr(part, "check_format"):
-            # Compiled code follows the indices wherever they lead, and takes a value that is listed twice for two.
-            part.check_format(full_check=True)
-            part.sum_duplicates()
-        parts.append(part[ascending[of_block == block] - starts[block]])
-    if not parts:
-        return values[:0].compute()
-    if hasattr(parts[0], "tocsr"):
-        import scipy.sparse as sp
+    checked = values.map_blocks(_checked, meta=values._meta)
+    return checked[rows[order]].compute(scheduler="synchronous")[np.argsort(order)]
 
-        return sp.vstack(parts, format="csr")[np.argsort(order)]
-    return np.concatenate(parts)[np.argsort(order)]
+
+def _checked(block: Any) -> Any:
+    """A block as it was read, whose indices can be trusted."""
+    if hasattr(block, "check_format"):
+        # Compiled code follows the indices wherever they lead, and takes a value that is listed twice for two.
+        block.check_format(full_check=True)
+        block.sum_duplicates()
+    return block

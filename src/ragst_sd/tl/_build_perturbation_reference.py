@@ -28,7 +28,7 @@ from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_expression, read_labels, repeated_controls
-from ragst_sd.tl._response_table import given_responses, read_responses, refuse_responses, response_adata
+from ragst_sd.tl._response_table import given_numbers, given_responses, read_responses, refuse_responses, response_adata
 from ragst_sd.tl._screen import Screen, cell_parts, dropped_frame, measure, sources_frame
 
 logger = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def build_perturbation_reference(
     """
     require_choice(on_missing, ("drop", "error"), "on_missing")
     require_choice(unit, (*UNITS, *RESPONSE_UNITS), "unit")
-    named, given, errors = control_labels(control), unit in RESPONSE_UNITS, None
+    named, given = control_labels(control), unit in RESPONSE_UNITS
     for name, value in (("min_cells", min_cells), ("max_controls", max_controls)):
         require_positive(value, name, whole=True)
     if isinstance(max_cells, bool) or not isinstance(max_cells, int | np.integer) or max_cells < 0:
@@ -192,7 +192,7 @@ def build_perturbation_reference(
         columns = (perturbation_key, context_key, type_key)
         chosen = None if genes is None else name_list(genes, "genes")
         adata, layer = response_adata(adata, *columns, layer=layer, unit=unit, genes=chosen)
-        expression, errors = read_responses(adata, unit=unit, layer=layer)
+        expression = read_responses(adata, unit=unit, layer=layer)
     else:
         refuse_responses(adata, unit, perturbation_key, context_key, named, layer)
         expression = read_expression(adata, layer=layer, unit=unit, target_sum=target_sum)
@@ -206,8 +206,11 @@ def build_perturbation_reference(
         _require_controls(cells)
     vectors = lookup(table)
     embedded = np.ones(len(cells), bool) if embedding is None else _embedded(cells, control, vectors, on_missing)
-    lost = cells[_keys.PERTURBATION][cells["used"] & ~embedded].value_counts().sort_index()
+    cells["left_out"] = np.where(cells["used"] & ~embedded, "no embedding", "")
     cells["used"] &= embedded
+    cells[_keys.N_CELLS] = 1
+    if given:
+        cells[_keys.N_CELLS], cells[_keys.RELIABILITY] = given_numbers(adata.obs)
     chosen_genes = (
         expression.genes if genes is None else names_among(genes, expression.genes, "genes", ": the cells have no")
     )
@@ -216,13 +219,11 @@ def build_perturbation_reference(
     screen = Screen(take_genes(expression.values, expression.genes, chosen_genes)[order], cells.iloc[order].copy())
     seed = as_seed(rng)
     if given:
+        errors = expression.errors
         errors = None if errors is None else take_genes(errors, expression.genes, chosen_genes)[order]
-        numbers = adata.obs.iloc[order]
-        reference, parts, dropped = given_responses(screen, chosen_genes, errors, numbers, min_cells=int(min_cells))
+        reference, parts = given_responses(screen, chosen_genes, errors, min_cells=int(min_cells))
     else:
-        reference, row, dropped = measure(
-            screen, chosen_genes, min_cells=int(min_cells), rng=np.random.default_rng(seed)
-        )
+        reference, row = measure(screen, chosen_genes, min_cells=int(min_cells), rng=np.random.default_rng(seed))
         parts = cell_parts(screen, reference, row, int(max_controls), int(max_cells), seed)
     obs = reference.obs
     embedded_rows = embed(obs[_keys.PERTURBATION], control, vectors) if vectors else np.zeros((len(obs), 0))
@@ -241,7 +242,7 @@ def build_perturbation_reference(
         "normalization": expression.normalization,
         "embedding": table,
         **parts,
-        "dropped": dropped_frame([*((name, "", n, "no embedding") for name, n in lost.items()), *dropped]),
+        "dropped": dropped_frame(screen.cells),
         "sources": sources_frame(sources, sorted(set(screen.cells[_keys.CONTEXT][screen.cells["used"]]))),
     }
     reference.uns[_keys.ATTRS] = header

@@ -9,6 +9,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._validate import listing, require_some
+from ragst_sd.retrieval.projection import largest_positive
 
 _POSITIVE = 1e-9
 # Proteins as STRING names them: taxon and Ensembl protein.
@@ -26,16 +27,16 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
     """
     require_some(frame.index, "data", "Give at least one edge.")
     ends = [labels(frame.iloc[:, i]) for i in (0, 1)]
-    nameless = frame.iloc[:, :2].isna().to_numpy().any(axis=1) | is_missing(ends[0]) | is_missing(ends[1])
+    nameless = is_missing(ends[0]) | is_missing(ends[1])
     if nameless.any():
         raise ValueError(
             f"{int(nameless.sum())} edges of `data` lead to an unknown gene (no name). Remove them, or name the gene."
         )
-    proteins = frame.iloc[:, :2].stack().astype(str).str.fullmatch(_PROTEIN)
-    if proteins.any():
-        named = frame.iloc[:, :2].stack()[proteins]
+    named = pd.Series(np.concatenate(ends), dtype=object)
+    proteins = named[named.str.fullmatch(_PROTEIN)].unique()
+    if len(proteins):
         raise ValueError(
-            f"`data` names proteins ({listing(named.drop_duplicates())}), which are unknown genes to a screen. Write "
+            f"`data` names proteins ({listing(proteins)}), which are unknown genes to a screen. Write "
             "gene symbols: STRING's file `protein.info` has them as `preferred_name`."
         )
     loops = ends[0] == ends[1]
@@ -50,13 +51,12 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
             f"{int(wrong.sum())} edges of `data` have a weight that is no finite number above 0 "
             f"({listing(dict.fromkeys(weight[wrong].tolist()))}). Remove them."
         )
-    genes, codes = np.unique(np.concatenate(ends).astype(str), return_inverse=True)
+    genes, codes = np.unique(named.to_numpy(str), return_inverse=True)
     first, second = np.sort(codes.reshape(2, -1), axis=0)
-    # The last of equal edges stays, which is the heaviest.
-    order = np.lexsort((weight, second, first))
-    place = first[order] * len(genes) + second[order]
-    last = order[np.append(np.diff(place) != 0, True)]
-    upper = sp.csr_matrix((weight[last], (first[last], second[last])), shape=(len(genes),) * 2)
+    edges = pd.Series(weight).groupby([first, second]).max()
+    upper = sp.csr_matrix(
+        (edges, (edges.index.get_level_values(0), edges.index.get_level_values(1))), (len(genes),) * 2
+    )
     return genes, sp.csr_matrix(upper + upper.T)
 
 
@@ -79,7 +79,4 @@ def spectral_embedding(weights: sp.csr_matrix, n_components: int) -> np.ndarray:
     values, vectors = eigsh(LinearOperator(walk.shape, matvec=apply, dtype=float), k=n_components, which="LA", v0=start)
     order = np.argsort(-values)
     order = order[values[order] > _POSITIVE]
-    vectors = vectors[:, order]
-    # The sign of an eigenvector is arbitrary: its largest entry is positive.
-    largest = np.abs(vectors).argmax(axis=0)
-    return np.asarray(vectors * np.sign(vectors[largest, np.arange(len(order))]) * np.sqrt(values[order]))
+    return np.asarray(largest_positive(vectors[:, order]) * np.sqrt(values[order]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,17 +56,15 @@ class Measured:
     """(cells,) code of context and batch."""
     context: Any = None
     """(cells,)."""
-    profile: Any = None
-    """(lines, g) mean expression."""
 
     def part(self, cells: np.ndarray) -> Measured:
         """What some of the cells say (a mask), of the same lines; NaN for a line that has none of them."""
         values, row, stratum = self.values[cells], self.row[cells], self.stratum[cells]
         means = mean_responses(*used_cells(values, row, stratum, len(self.names)))
-        part = replace(self, values=values, row=row, stratum=stratum, context=self.context[cells], delta=means.mean)
-        return replace(part, profile=part.profiles())
+        return replace(self, values=values, row=row, stratum=stratum, context=self.context[cells], delta=means.mean)
 
-    def profiles(self) -> np.ndarray:
+    @cached_property
+    def profile(self) -> np.ndarray:
         """(lines, g) mean expression; NaN for a line without cells."""
         n = len(self.names)
         used = np.flatnonzero(self.row >= 0)
@@ -122,7 +121,6 @@ def measured_responses(
         stratum=lines.stratum,
         context=labels[_keys.CONTEXT].to_numpy(),
         delta=means.mean,
-        profile=np.array([np.asarray(values[lines.row == line].mean(axis=0)).ravel() for line in range(len(names))]),
         n_cells=means.n_cells,
         reliability=whole[every.names.get_indexer(lines.names)],
         held_out_reliability=agreement,
@@ -140,7 +138,7 @@ def measured_table(
 ) -> Measured:
     """Measured responses in the unit of the predictions."""
     normalization = header["normalization"]
-    expression, _ = read_responses(
+    expression = read_responses(
         adata, unit=str(normalization["given"]), layer=layer, naming=str(normalization["naming"])
     )
     labels = read_labels(adata, perturbation_key, control_names(header), context_key, None, todo="", responses=True)

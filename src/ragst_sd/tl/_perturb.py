@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -15,12 +15,13 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._fields import RESPONSES, documented
 from ragst_sd._gene_names import shared_genes
-from ragst_sd._respond import Task, open_task, respond, wanted_perturbations
+from ragst_sd._respond import Task, no_response, open_task, respond, wanted_perturbations
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_type
 from ragst_sd.reference.genes import take_genes
+from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import contexts_of, read_expression
-from ragst_sd.tl._perturbed_table import Asked, perturbed_table
+from ragst_sd.tl._predicted_table import assembled
 
 logger = logging.getLogger(__name__)
 
@@ -135,13 +136,68 @@ def perturb(
     names = [name for name in dict.fromkeys(known.values()) if name != task.control]
     pairs = [(name, context) for name in names for context in dict.fromkeys(asked.contexts)]
     show = settings.progress if progress is None else progress
-    return perturbed_table(
-        task,
-        respond(task, pairs, asked.states, progress=show),
-        asked,
-        names=known,
-        pairs=pairs,
-        settings=task.settings(context_key, asked.gene_overlap),
+    of_pairs, learned_from = respond(task, pairs, asked.states, progress=show)
+    header = task.header(learned_from, context_key, asked.gene_overlap)
+    return _table(task, asked, known, pairs, of_pairs, header)
+
+
+class Asked(NamedTuple):
+    """Cells whose responses are asked for; contexts, where responses were given."""
+
+    values: sp.csr_matrix
+    """(cells, genes) their expression."""
+    genes: list[str]
+    cells: np.ndarray
+    contexts: np.ndarray
+    """(cells,)."""
+    states: dict[str, np.ndarray]
+    """(genes of the reference,) mean expression of each context."""
+    gene_overlap: float
+    """Share of the genes of the reference that the cells have."""
+
+
+def _table(
+    task: Task,
+    asked: Asked,
+    names: dict[str, str],
+    pairs: list[tuple[str, str]],
+    of_pairs: dict[str, np.ndarray],
+    header: dict[str, Any],
+) -> AnnData:
+    """Every cell once for every perturbation.
+
+    Parameters
+    ----------
+    names
+        Perturbations as they were asked for, and their one spelling.
+    pairs, of_pairs
+        Perturbations and contexts, and the fields of each.
+    """
+    line_of, n = {pair: i for i, pair in enumerate(pairs)}, len(names)
+    # The last line is the control's: no response, nothing cited.
+    line = [line_of.get((name, context), len(pairs)) for name in names.values() for context in asked.contexts]
+    at = task.bank.genes.get_indexer(asked.genes)
+    of_pairs = of_pairs | {name: of_pairs[name][:, at].astype(np.float32) for name in (_keys.EVIDENCE, _keys.RESPONSE)}
+    control = no_response(1, len(at), of_pairs[_keys.ROWS].shape[1])
+    of_cells = {
+        name: np.concatenate([part, control.get(name, [np.nan])]).astype(part.dtype)[line]
+        for name, part in of_pairs.items()
+    }
+    values = np.tile(dense(asked.values).astype(np.float32), (n, 1))
+    perturbation, sources = np.repeat(np.asarray(list(names), dtype=object), len(asked.cells)), np.tile(asked.cells, n)
+    return assembled(
+        RESPONSES,
+        task.bank,
+        {
+            **of_cells,
+            "prediction": values + of_cells[_keys.RESPONSE],
+            _keys.PERTURBATION: pd.Categorical(perturbation),
+            _keys.CONTEXT: pd.Categorical(np.tile(asked.contexts, n)),
+            _keys.SOURCE: sources,
+        },
+        obs=pd.DataFrame(index=[f"{cell}:{name}" for cell, name in zip(sources, perturbation, strict=True)]),
+        genes=pd.Index(asked.genes, name="gene"),
+        header=header,
     )
 
 
@@ -177,7 +233,7 @@ def _of_contexts(
     contexts = np.array(list(dict.fromkeys(_contexts(table, context_key, task))), dtype=object)
     if not len(contexts):
         raise ValueError("`adata` has no rows, so that no context is asked about. Name the contexts in one column.")
-    of_bank, known = list(task.bank.genes), dict(zip(task.contexts, task.bank.screen.states, strict=True))
+    of_bank, known = list(task.bank.genes), dict(zip(task.bank.header.contexts, task.bank.screen.states, strict=True))
     new = [name for name in contexts if name not in known]
     if new:
         logger.warning("Nothing is known of %s: it is taken for the mean of all contexts.", listing(new))
@@ -196,9 +252,10 @@ def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[s
 
 def _contexts(adata: AnnData, context_key: str | None, task: Task) -> np.ndarray:
     """Context of each cell."""
-    if context_key is not None:
-        return contexts_of(adata, context_key, "adata", task.contexts)
-    if not task.bank.header.context_key:
+    if context_key is None and not task.bank.header.context_key:
         return np.full(adata.n_obs, _keys.ALL_CONTEXTS, dtype=object)
-    logger.warning("`context_key` is left out: the cells are of a new context, none of %s.", listing(task.contexts))
-    return np.full(adata.n_obs, _keys.UNKNOWN, dtype=object)
+    if context_key is None:
+        logger.warning(
+            "`context_key` is left out: the cells are of a new context, none of %s.", listing(task.bank.header.contexts)
+        )
+    return contexts_of(adata, context_key, "adata", task.bank.header.contexts)

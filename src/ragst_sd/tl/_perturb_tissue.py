@@ -5,28 +5,44 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from anndata import AnnData
 from spatialdata import SpatialData, sanitize_name
 from tqdm.auto import tqdm
 
 from ragst_sd import _keys
+from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata, shared_coordinate_system
 from ragst_sd._fields import TISSUE_RESPONSES, documented
 from ragst_sd._labels import as_names
 from ragst_sd._resolution import image_mpp_of
-from ragst_sd._respond import BAR_AFTER, no_response, open_task, wanted_perturbations
+from ragst_sd._respond import BAR_AFTER, Task, no_response, open_task, pairs_learned, wanted_perturbations
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
 from ragst_sd._validate import as_seed, listing, names_among, require_positive
 from ragst_sd.tl._perturbation_cells import contexts_of
-from ragst_sd.tl._perturbed_table import tissue_table
-from ragst_sd.tl._tissue_responses import LEVEL, SpotStates, Variation, make_responder, niches, remoteness, variation
+from ragst_sd.tl._predicted_table import annotating, assembled, carried
+from ragst_sd.tl._tissue_responses import (
+    LEVEL,
+    SpotStates,
+    make_responder,
+    niches,
+    remoteness,
+    variation,
+    varying,
+)
 from ragst_sd.tl._tissue_source import TissueSource, read_source
 
 logger = logging.getLogger(__name__)
+
+SCOPE = (
+    "Predicted direct response of the cells of each spot, as if each were perturbed by itself. No effect on "
+    "neighbouring cells is propagated, nothing is claimed about causes, and no measurement in tissue stands behind it."
+)
 
 
 @documented(TISSUE_RESPONSES)
@@ -164,9 +180,9 @@ def perturb_tissue(
             "around it. Take more spots, or fewer around each."
         )
     # A tissue is none of the screen's cell lines unless a column says so.
-    context_labels = np.full(len(source.xy), _keys.UNKNOWN, dtype=object)
-    if context_key is not None:
-        context_labels = contexts_of(source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.contexts)
+    context_labels = contexts_of(
+        source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.bank.header.contexts
+    )
     sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
     of_state = source.of_state
     at, values = task.bank.genes.get_indexer(source.genes)[of_state], source.values[:, of_state]
@@ -180,8 +196,8 @@ def perturb_tissue(
         header=task.bank.header,
         center=bool(center_states),
     )
+    overlap = len(source.genes) / len(task.bank.genes)
     about = {
-        **task.settings(context_key, len(source.genes) / len(task.bank.genes)),
         "n_around": n_around,
         "center_states": bool(center_states),
         "n_permutations": n_permutations,
@@ -197,21 +213,18 @@ def perturb_tissue(
     with tqdm(total=total, unit="state", delay=BAR_AFTER, disable=not show) as bar:
         for name, spelled in known.items():
             if spelled == task.control:
-                responded = no_response(*source.values.shape)
-                error = np.full(source.values.shape, np.nan)
-                varies = Variation(0.0, np.zeros(0), 1.0, constant=True)
+                responses, learned_from = no_response(*source.values.shape), pairs_learned("", [])
+                responses[_keys.STANDARD_ERROR] = np.full(source.values.shape, np.nan)
+                varies = varying(0.0, np.zeros(0), 1.0)
             else:
                 responder = make_responder(task, spelled, sorted(set(contexts) | set(context_labels)), source.genes)
-                responded, error = responder.respond(contexts, of_spots)
+                responses, learned_from = responder.respond(contexts, of_spots), responder.learned_from
                 bar.update(1)
                 shuffler = np.random.default_rng(seed)
-                varies = variation(
-                    responder, responded.values[_keys.RESPONSE], states, n_permutations, shuffler, bar.update
-                )
-            table = tissue_table(
-                task, source, responded, error, name=name, contexts=contexts, far=far, varies=varies, settings=about
-            )
-            tables[keys[name]] = table
+                varies = variation(responder, responses[_keys.RESPONSE], states, n_permutations, shuffler, bar.update)
+            responses |= {_keys.PERTURBATION: np.full(len(contexts), name), _keys.CONTEXT: contexts.astype(str), **far}
+            header = task.header(learned_from, context_key, overlap) | about | varies
+            table = tables[keys[name]] = _table(task, source, responses, header)
             _log(name, table)
     if not inplace:
         return tables
@@ -219,6 +232,43 @@ def perturb_tissue(
         sdata.tables[name] = table
         logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", name, *table.shape)
     return None
+
+
+def _table(
+    task: Task,
+    source: TissueSource,
+    responses: dict[str, np.ndarray],
+    header: dict[str, Any],
+) -> AnnData:
+    """The table of one perturbation, from the fields of its responses."""
+    # Where spots do not differ more than by chance every tool shall draw them alike.
+    magnitude = np.sqrt((responses[_keys.RESPONSE] ** 2).mean(axis=1))
+    values = {
+        **responses,
+        "prediction": (source.values + responses[_keys.RESPONSE]).astype(np.float32),
+        **{name: pd.Categorical(responses[name]) for name in (_keys.PERTURBATION, _keys.CONTEXT)},
+        _keys.SOURCE: source.table.obs_names,
+        _keys.RESPONSE_MAGNITUDE: np.full(len(magnitude), magnitude.mean()) if header["constant"] else magnitude,
+    }
+    if source.limits is not None:
+        share = NormalDist().inv_cdf(0.5 + source.header[_keys.INTERVAL_LEVEL] / 2) * np.nan_to_num(
+            values[_keys.STANDARD_ERROR]
+        )
+        for layer, limit, sign in zip((_keys.LOWER, _keys.UPPER), source.limits, (-1, 1), strict=True):
+            reach = sign * np.sqrt((limit - source.values) ** 2 + share**2)
+            values[layer] = values["prediction"] + reach
+    header |= {
+        **source.header,
+        "scope": SCOPE,
+        "resolution": "spot",
+        "table_key": source.table_key,
+        "n_genes": len(source.genes),
+        "far_from_screen": float(values[_keys.FAR_FROM_SCREEN].mean()),
+    }
+    obs = carried(source.table, _keys.DONOR, _keys.SAMPLE, _keys.OUT_OF_REFERENCE)
+    table = assembled(TISSUE_RESPONSES, task.bank, values, obs=obs, genes=source.var.index, header=header)
+    table.var = source.var.join(table.var)
+    return annotating(table, source.table)
 
 
 def _log(name: str, table: AnnData) -> None:
@@ -263,7 +313,9 @@ def _picture(sdata: SpatialData, source: TissueSource) -> dict[str, Any]:
     if not places:
         for image_key in sdata.images:
             with suppress(ValueError):
-                places.append((image_key, shared_coordinate_system(sdata, source.region, image_key, None)))
+                places.append(
+                    (image_key, shared_coordinate_system(sdata, single_region(source.table), image_key, None))
+                )
         if len(places) != 1:
             return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
     image_key, system = places[0]

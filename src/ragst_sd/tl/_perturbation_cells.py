@@ -35,6 +35,8 @@ class Expression:
     genes: list[str]
     normalization: dict[str, Any]
     """Header: unit, target sum, what was given, naming, and the genes that size factors rest on (none if unknown)."""
+    errors: sp.csr_matrix | None = None
+    """Standard errors of responses, where they were given."""
 
 
 def read_expression(
@@ -161,8 +163,10 @@ def repeated_controls(cells: pd.DataFrame, values: sp.csr_matrix) -> np.ndarray:
     return repeated
 
 
-def contexts_of(table: AnnData, context_key: str, where: str, known: Sequence[str]) -> np.ndarray:
-    """Context of each row; contexts that the reference does not know are new ones."""
+def contexts_of(table: AnnData, context_key: str | None, where: str, known: Sequence[str]) -> np.ndarray:
+    """Context of each row, unknown without a column; contexts that the reference does not know are new ones."""
+    if context_key is None:
+        return np.full(table.n_obs, _keys.UNKNOWN, dtype=object)
     contexts = column(table, context_key, where)
     new = sorted(set(contexts) - set(known))
     if new:

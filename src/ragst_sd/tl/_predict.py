@@ -70,7 +70,7 @@ def predict(
 
     - a measured spot, which is a row of the reference itself, does not cite that row; `obs["measured"]` marks it. The fit
       did learn from it, so it is not held out, and :func:`ragst_sd.tl.evaluate` leaves it out. A row is taken as the spot
-      itself if it has its name and its embedding, or, where names differ, its image and its embedding;
+      itself if it lies at its place on its image, or, where that is not known, if it has its name and its embedding;
     - the level m is that of the section's own measured spots, for methods that cite and center sections;
     - intervals and `cv_pearson` have to be of held-out blocks: :func:`ragst_sd.tl.calibrate` with `split="block"`.
 
@@ -179,22 +179,32 @@ def predict(
     query = read_query(sdata, bank, table_key=table_key, use_rep=use_rep, donor_key=donor_key)
     log_unknown_origin(query.header)
     wanted = wanted_genes(bank, genes)
-    if store is not None and wanted.scrna:
+    of_rows = wanted >= 0
+    if store is not None and not of_rows.all():
         raise ValueError(
-            f"`store` is given, and `genes` names {listing(wanted.scrna)}, which only single cells measured: these "
+            f"`store` is given, and `genes` names {listing(wanted.index[~of_rows])}, which only single cells measured: these "
             "are given in memory only. Leave them out, or predict without `store`."
         )
-    check_fewer(n_neighbors, bank.fit.n_neighbors)
+    fitted = bank.fit.n_neighbors
+    check_fewer(n_neighbors, fitted)
+    measured = wanted[of_rows].to_numpy()
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     eligibility = eligible_rows(bank, query, where=where, exclude=exclude)
-    n_neighbors, rule = _affordable(eligibility.count(), n_neighbors, bank.fit.n_neighbors), None
+    eligible, rule = eligibility.count(), None
+    check_fewer(n_neighbors, fitted, int(eligible.min()))
+    if n_neighbors is None:
+        if eligible.min() < fitted:
+            logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", eligible.min(), fitted)
+        # Spots with fewer eligible rows cite those.
+        n_neighbors = min(fitted, eligible.max())
+    n_neighbors = int(n_neighbors)
     if level is not None:
         rule = interval_rule(
             bank.header.calibration,
             level,
-            wanted.measured,
+            measured,
             split=eligibility.split,
-            as_calibrated=where is None and n_neighbors == bank.fit.n_neighbors,
+            as_calibrated=where is None and n_neighbors == fitted,
             calibrated_on=sorted(query.labels(_keys.DONOR) & set(labels(bank.obs[_keys.DONOR]))),
         )
     selected = select(
@@ -207,7 +217,7 @@ def predict(
         raw=query.embedding,
         device=str(resolve_device(device)),
     )
-    part = part_of(bank, wanted.measured, selected, intervals=rule)
+    part = part_of(bank, measured, selected, intervals=rule)
     settings = {
         "n_neighbors": n_neighbors,
         "donor_key": query.donor_key,
@@ -232,17 +242,3 @@ def predict(
     sdata.tables[key_added] = table
     logger.info("Adding `sdata.tables[%r]`: %d spots x %d genes.", key_added, *table.shape)
     return None
-
-
-def _affordable(eligible: np.ndarray, asked: int | None, fitted: int) -> int:
-    """Neighbours to cite; spots with fewer eligible rows cite those, unless a number was asked for."""
-    fewest = int(eligible.min())
-    if asked is not None:
-        if asked > fewest:
-            raise ValueError(
-                f"`n_neighbors` is {asked}, but only {fewest} rows are eligible. Ask for {fewest} at most."
-            )
-        return int(asked)
-    if fewest < fitted:
-        logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", fewest, fitted)
-    return min(fitted, int(eligible.max()))

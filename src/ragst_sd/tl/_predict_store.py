@@ -15,7 +15,7 @@ import zarr
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._fields import TISSUE, Field, stored_fields
+from ragst_sd._fields import TISSUE, stored_fields
 from ragst_sd._replacing import fresh_folder, link_target, locked, recover, without_notices
 from ragst_sd._workers import spread_blocks
 from ragst_sd.retrieval.bank import Selection
@@ -61,7 +61,7 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
             rows = max(1, len(range(n)[blocks_of_queries(n, n_genes)[0]]))
             for field in stored_fields(TISSUE, intervals=intervals):
                 array = group.create_array(
-                    _path(field),
+                    "X" if field.place == "X" else f"layers/{field.name}",
                     shape=(n, n_genes),
                     chunks=(rows, min(n_genes, _CHUNK_GENES)),
                     dtype="float32",
@@ -80,26 +80,24 @@ def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray
     write = partial(_fill_block, str(place.absolute()))
     for queries, of_block in zip(blocks, spread_blocks(write, tasks, part), strict=True):
         share[queries] = of_block
-    group = zarr.open_group(place, mode="r")
-    fields = stored_fields(TISSUE, intervals=part.intervals is not None)
-    return {"evidence_share": share} | {
-        field.name: ad.experimental.read_elem_lazy(group[_path(field)]) for field in fields
-    }
+    arrays = _arrays(zarr.open_group(place, mode="r"))
+    lazily = {name: ad.experimental.read_elem_lazy(array) for name, array in arrays.items()}
+    return {"evidence_share": share, **lazily}
 
 
-def _path(field: Field) -> str:
-    return "X" if field.place == "X" else f"layers/{field.name}"
+def _arrays(group: Any) -> dict[str, zarr.Array]:
+    """What is stored of spots and genes, by the names of the fields."""
+    return {"prediction": group["X"], **dict(group["layers"].arrays())}
 
 
 def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray]) -> np.ndarray:
     """Write one block; done twice it writes the same."""
     start, selection, finite = task
     values = values_of(part, selection)
-    group: Any = zarr.open_group(place, mode="r+")
-    for field in stored_fields(TISSUE, intervals=part.intervals is not None):
-        block = values[field.name]
-        block[~finite] = field.outside
-        group[_path(field)][start : start + len(block)] = block
+    for name, array in _arrays(zarr.open_group(place, mode="r+")).items():
+        block = values[name]
+        block[~finite] = np.nan
+        array[start : start + len(block)] = block
     return values["evidence_share"]
 
 

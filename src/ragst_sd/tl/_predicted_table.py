@@ -1,11 +1,11 @@
-"""The one writer of `rg.tl.predict`: values, pointers and provenance as a table that annotates the query's shapes."""
+"""The one writer of predicted tables of both tasks: fields, lines of cited rows, and provenance; tables of `rg.tl.predict`."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from typing import Any, NamedTuple
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -13,14 +13,14 @@ import pandas as pd
 from anndata import AnnData
 from spatialdata.models import TableModel
 
-from ragst_sd import _keys
-from ragst_sd._annotation import table_attrs
+from ragst_sd import __version__, _keys
+from ragst_sd._annotation import single_region, table_attrs
 from ragst_sd._bank import n_measured
 from ragst_sd._cell_types import cell_types_hash, signature_genes, signatures_of, type_names
-from ragst_sd._fields import TISSUE, fill, mark
-from ragst_sd._labels import as_names
+from ragst_sd._fields import TISSUE, Field, fill, mark
 from ragst_sd._query import Query
-from ragst_sd._validate import hint, listing, require_some
+from ragst_sd._validate import hint, listing, name_list
+from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.conformal import IntervalRule
 from ragst_sd.retrieval.eligibility import Eligibility
@@ -30,23 +30,78 @@ from ragst_sd.retrieval.run import Selected, Values
 
 logger = logging.getLogger(__name__)
 
-_CITED = (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY)
-_CITED_NUMBERS = dict.fromkeys((_keys.X_UM, _keys.Y_UM), np.float64)
+# Columns of the reference that a line of `cited` has, and their types.
+_CITED: dict[str, dict[str, type]] = {
+    "histology": {
+        **dict.fromkeys((_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY), str),
+        **dict.fromkeys((_keys.X_UM, _keys.Y_UM), np.float64),
+    },
+    TASK: {
+        **dict.fromkeys((_keys.PERTURBATION, _keys.CONTEXT, _keys.PERTURBATION_TYPE), str),
+        _keys.N_CELLS: np.int64,
+        _keys.RELIABILITY: np.float64,
+    },
+}
 
 
-class Genes(NamedTuple):
-    """Genes asked for."""
+def assembled(
+    fields: Sequence[Field],
+    bank: Bank,
+    values: Mapping[str, Any],
+    *,
+    obs: pd.DataFrame,
+    genes: pd.Index,
+    header: Mapping[str, Any],
+    outside: np.ndarray | None = None,
+) -> AnnData:
+    """The table of a prediction of either task: its fields, one line for each cited row, and the provenance.
 
-    measured: np.ndarray
-    """Positions in the reference."""
-    scrna: list[str]
-    """Genes that no row measured."""
-    order: list[str]
-    """All of them, as asked for."""
+    Parameters
+    ----------
+    values
+        By name of the field, as :func:`ragst_sd._fields.fill` takes them; pointers are rows of the bank.
+    obs
+        Columns beside those of the fields.
+    header
+        What the provenance has beside reference and fit.
+    outside
+        (n,) spots without an embedding; none if left out.
+    """
+    task, fit = "histology" if bank.screen is None else TASK, bank.fit
+    outside = np.zeros(len(obs), dtype=bool) if outside is None else outside
+    rows = np.where(outside[:, None], -1, values[_keys.ROWS])
+    cited = np.unique(rows[rows >= 0])
+    cited = cited[np.argsort(bank.ids[cited], kind="stable")]
+    # The last place is that of -1.
+    place = np.full(len(bank) + 1, -1, dtype=np.int32)
+    place[cited] = np.arange(len(cited), dtype=np.int32)
+    lines = bank.obs.iloc[cited][list(_CITED[task])].astype(_CITED[task])
+    lines.insert(0, "reference", bank.ids[cited].astype(object))
+    if bank.digests is not None:
+        lines[_keys.DIGEST] = [bank.digests[row].hex() for row in cited]
+    lines.index = lines.index.astype(str).rename(None)
+    places = fill(fields, {**values, _keys.ROWS: place[rows]}, outside)
+    table = ad.AnnData(
+        places.pop("X")["prediction"],
+        obs=obs.assign(**places.pop("obs")),
+        var=pd.DataFrame(places.pop("var", {}), index=genes),
+        **places,
+    )
+    table.uns[_keys.RETRIEVAL] = {
+        "schema_version": _keys.SCHEMA_VERSION,
+        "task": task,
+        "software": f"ragst-sd {__version__}",
+        **{name: getattr(fit, name) for name in ("method", "metric", "reference_hash", "fit_hash", "inner_groups")},
+        "sources": bank.header.sources.copy(),
+        **header,
+        _keys.CITED: lines,
+    }
+    mark(table)
+    return table
 
 
-def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
-    """Genes of the reference, and those that only its cell types' signatures hold; all of the reference's if `None`.
+def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> pd.Series:
+    """Positions in the reference by gene, -1 for those that only its cell types' signatures hold; all if `None`.
 
     Raises
     ------
@@ -54,11 +109,10 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
         If neither has a gene, or the method cites no rows whose fractions could be used.
     """
     if genes is None:
-        return Genes(np.arange(len(bank.genes)), [], list(bank.genes))
-    wanted = as_names(genes)
-    require_some(wanted, "genes")
-    place = bank.genes.get_indexer(wanted)
-    others = [gene for gene, i in zip(wanted, place, strict=True) if i < 0]
+        return pd.Series(np.arange(len(bank.genes)), index=bank.genes)
+    wanted = name_list(genes, "genes")
+    place = pd.Series(bank.genes.get_indexer(wanted), index=pd.Index(wanted, name=bank.genes.name))
+    others = list(place.index[place < 0])
     known = signature_genes(bank.header.cell_types)
     missing = [gene for gene in others if gene not in known]
     if missing:
@@ -85,47 +139,30 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> Genes:
             listing(others),
             _keys.EVIDENCE,
         )
-    return Genes(place[place >= 0], others, wanted)
+    return place
 
 
 def predicted_table(
     bank: Bank,
     query: Query,
     selected: Selected,
-    wanted: Genes,
+    wanted: pd.Series,
     eligibility: Eligibility,
     rule: IntervalRule | None,
     settings: dict[str, Any],
     values: Values,
 ) -> AnnData:
     """Assemble and validate the table; see :func:`ragst_sd.tl.predict` for its fields."""
-    genes, row_of = wanted.measured, eligibility.itself
-    selection, grounding, outside = selected.selection, selected.grounding, ~query.finite
-    rows = np.where(outside[:, None], -1, selection.rows)
-    pointers, cited = cite_rows(bank.ids, bank.obs, rows, _CITED, _CITED_NUMBERS, bank.digests)
-    places = fill(
-        TISSUE,
-        {
-            **values,
-            **grounding._asdict(),
-            _keys.ROWS: pointers,
-            _keys.WEIGHTS: selection.weights,
-            _keys.DISTANCES: selection.distances,
-            _keys.LEVEL: selection.level if selection.level.any() else None,
-            _keys.REGRESSION_KEY: selection.features,
-            _keys.CELL_TYPE_FRACTION: _cited_fractions(bank, selected),
-            _keys.MEASURED: None if row_of is None else row_of >= 0,
-            _keys.INTERVAL_QUANTILES: None if rule is None else rule.quantiles,
-            **{f"var/{name}": column for name, column in _about_genes(bank, genes, eligibility.split).items()},
-        },
-        outside,
-    )
-    table = ad.AnnData(
-        places["X"]["prediction"],
-        obs=carried(query.table, query.donor_key, _keys.SAMPLE).assign(**places["obs"]),
-        var=pd.DataFrame(places["var"], index=bank.var.index[genes]),
-        **{place: places[place] for place in ("layers", "obsm", "varm") if place in places},
-    )
+    selection, about, fractions = selected.selection, bank.header.cell_types, _cited_fractions(bank, selected)
+    known, quantiles = wanted.to_numpy() >= 0, None if rule is None else rule.quantiles
+    if fractions is not None and not known.all():
+        mixed = np.log1p(fractions.astype(np.float64) @ signatures_of(about, wanted.index[~known]))
+        others = {"prediction": mixed, _keys.EVIDENCE: mixed}
+        values = {
+            name: array if array.ndim == 1 else _with_genes(array, known, others.get(name, np.nan))
+            for name, array in values.items()
+        }
+        quantiles = None if rule is None else _with_genes(rule.quantiles.T, known, np.nan).T
     limited: dict[str, Any] = {}
     if selected.level_rows.size:
         limited[_keys.LEVEL_ROWS] = selected.level_rows
@@ -136,23 +173,50 @@ def predicted_table(
     if rule is not None:
         limited |= {_keys.INTERVAL_LEVEL: rule.level, _keys.INTERVAL_UNIT: rule.unit}
         limited |= {_keys.INTERVAL_LEVELS: rule.levels, _keys.INTERVAL_UNITS: rule.units}
-    table.uns[_keys.RETRIEVAL] = {
-        "schema_version": _keys.SCHEMA_VERSION,
-        "task": "histology",
-        **_made_with(bank),
-        "table_key": query.table_key,
-        "use_rep": query.use_rep,
-        "image_key": query.header["image_key"],
-        "coordinate_system": query.header["coordinate_system"],
-        "image_mpp": float(query.header["image_mpp"]),
-        "search_recall": float(selected.recall),
-        **settings,
-        **limited,
-        _keys.CITED: cited,
-    }
-    table = _with_cell_types(annotating(table, query.table, query.region), bank, wanted)
-    mark(table)
-    return table
+    if fractions is not None:
+        limited[_keys.CELL_TYPES] = {
+            "names": np.asarray(type_names(about), dtype=str),
+            "method": str(about["method"]),
+            "source": dict(about["source"]),
+            "hash": cell_types_hash(bank.ids, np.asarray(bank.types), about),
+        }
+    table = assembled(
+        TISSUE,
+        bank,
+        {
+            **values,
+            **_about_genes(bank, wanted.to_numpy(), eligibility.split),
+            **selected.grounding._asdict(),
+            _keys.ROWS: selection.rows,
+            _keys.WEIGHTS: selection.weights,
+            _keys.DISTANCES: selection.distances,
+            _keys.LEVEL: selection.level if selection.level.any() else None,
+            _keys.REGRESSION_KEY: selection.features,
+            _keys.CELL_TYPE_FRACTION: fractions,
+            _keys.INTERVAL_QUANTILES: quantiles,
+            _keys.MEASURED: None if eligibility.itself is None else eligibility.itself >= 0,
+        },
+        obs=carried(query.table, query.donor_key, _keys.SAMPLE),
+        genes=wanted.index,
+        outside=~query.finite,
+        header={
+            "center_sections": bank.fit.cites_level,
+            "unit": bank.header.unit,
+            "naming": bank.header.naming,
+            "size_factor_genes": bank.header.size_factor_genes.astype(str),
+            _keys.FRAME_HASH: bank.header.frame_hash,
+            "encoder": deepcopy(dict(bank.header.encoder)),
+            "table_key": query.table_key,
+            "use_rep": query.use_rep,
+            "image_key": query.header["image_key"],
+            "coordinate_system": query.header["coordinate_system"],
+            "image_mpp": float(query.header["image_mpp"]),
+            "search_recall": float(selected.recall),
+            **settings,
+            **limited,
+        },
+    )
+    return annotating(table, query.table)
 
 
 def carried(spots: AnnData, *columns: str) -> pd.DataFrame:
@@ -162,65 +226,17 @@ def carried(spots: AnnData, *columns: str) -> pd.DataFrame:
     return spots.obs[list(dict.fromkeys(names))].copy()
 
 
-def annotating(table: AnnData, spots: AnnData, region: str) -> AnnData:
+def annotating(table: AnnData, spots: AnnData) -> AnnData:
     """The table, checked, as one that annotates the shapes of the spots, with their positions."""
     if _keys.SPATIAL in spots.obsm:
         table.obsm[_keys.SPATIAL] = np.asarray(spots.obsm[_keys.SPATIAL]).copy()
     keys = {name: spots.uns["spatialdata_attrs"][name] for name in ("region_key", "instance_key")}
-    return TableModel.parse(table, region=region, **keys, overwrite_metadata=True)
+    return TableModel.parse(table, region=single_region(spots), **keys, overwrite_metadata=True)
 
 
-def _made_with(bank: Bank) -> dict[str, Any]:
-    """What reference and fit say of a prediction."""
-    header, fit = bank.header, bank.fit
-    return {
-        "software": software(),
-        "method": fit.method,
-        "metric": fit.metric,
-        "center_sections": fit.cites_level,
-        "unit": header.unit,
-        "naming": header.naming,
-        "size_factor_genes": header.size_factor_genes.astype(str),
-        "reference_hash": fit.reference_hash,
-        _keys.FRAME_HASH: bank.header.frame_hash,
-        "fit_hash": fit.fit_hash,
-        "inner_groups": fit.inner_groups,
-        "encoder": deepcopy(dict(header.encoder)),
-        "sources": header.sources.copy(),
-    }
-
-
-def cite_rows(
-    ids: np.ndarray,
-    obs: pd.DataFrame,
-    rows: np.ndarray,
-    names: Sequence[str],
-    numbers: Mapping[str, type],
-    digests: Sequence[bytes] | None = None,
-) -> tuple[np.ndarray, pd.DataFrame]:
-    """Pointers into the cited rows, and one line for each of them, ordered by reference id.
-
-    A line holds the columns `names` of the reference as text, `numbers` in their types, and the digest of the row's
-    content where it is known.
-    """
-    cited = np.unique(rows[rows >= 0])
-    cited = cited[np.argsort(ids[cited], kind="stable")]
-    place = np.full(len(ids) + 1, -1, dtype=np.int32)
-    place[cited] = np.arange(len(cited), dtype=np.int32)
-    lines = obs.iloc[cited][list(names)].astype(str)
-    lines.insert(0, "reference", ids[cited].astype(object))
-    for name, kind in numbers.items():
-        lines[name] = obs[name].to_numpy(kind)[cited]
-    if digests is not None:
-        lines[_keys.DIGEST] = [digests[row].hex() for row in cited]
-    lines.index = lines.index.astype(str)
-    lines.index.name = None
-    return place[rows], lines
-
-
-def _about_genes(bank: Bank, genes: np.ndarray, split: str) -> dict[str, Any]:
+def _about_genes(bank: Bank, place: np.ndarray, split: str) -> dict[str, Any]:
     """How far each gene can be trusted; NaN where it was not assessed, or for another fit."""
-    var, fit, of = bank.var.iloc[genes], bank.fit, bank.header.gene_trust
+    var, fit, of = bank.var, bank.fit, bank.header.gene_trust
     of_fit = of is None or (of["method"] == fit.method and of["fit_hash"] in ("", fit.fit_hash))
     of_split = of is None or of.get("split", "donor") == split
     if _keys.CV_PEARSON in var and not (of_fit and of_split):
@@ -233,20 +249,14 @@ def _about_genes(bank: Bank, genes: np.ndarray, split: str) -> dict[str, Any]:
         )
         var = var.drop(columns=_keys.CV_PEARSON)
     share = fit.parameters.get(_keys.RETRIEVAL_SHARE, np.full(len(bank.genes), float(METHODS[fit.method].cites)))
-    known = (_keys.REFERENCE_VARIANCE, _keys.CV_PEARSON, _keys.NOISE_CEILING)
+    names = [_keys.REFERENCE_VARIANCE, _keys.CV_PEARSON, _keys.NOISE_CEILING]
+    numbers = var.reindex(columns=names).astype(float).assign(**{_keys.RETRIEVAL_SHARE: np.asarray(share)})
+    known = place >= 0
     return {
-        _keys.RETRIEVAL_SHARE: np.asarray(share)[genes],
-        _keys.N_MEASURED: n_measured(bank)[genes],
-        **{name: var[name].to_numpy(float) if name in var else np.full(len(var), np.nan) for name in known},
-        _keys.EVIDENCE: pd.Categorical(["measured"] * len(var), categories=["measured", _keys.SCRNA]),
+        **{f"var/{name}": np.where(known, column.to_numpy()[place], np.nan) for name, column in numbers.items()},
+        f"var/{_keys.N_MEASURED}": np.where(known, n_measured(bank)[place], 0),
+        f"var/{_keys.EVIDENCE}": pd.Categorical(np.where(known, "measured", _keys.SCRNA), ["measured", _keys.SCRNA]),
     }
-
-
-def software() -> str:
-    """Name and version, for headers."""
-    from ragst_sd import __version__
-
-    return f"ragst-sd {__version__}"
 
 
 def _cited_fractions(bank: Bank, selected: Selected) -> np.ndarray | None:
@@ -259,43 +269,14 @@ def _cited_fractions(bank: Bank, selected: Selected) -> np.ndarray | None:
         return None
     fractions = np.asarray(bank.types)
     known = np.isfinite(fractions).all(axis=1)
-    held = np.where((rows >= 0) & known[rows], weights, 0.0)
-    total = held.sum(axis=1, keepdims=True)
-    held = np.divide(held, total, out=held, where=total > 0)
-    return weighted_average(np.where(known[rows], rows, -1), held, np.where(known[:, None], fractions, 0.0))
+    # As genes are, of which one panel measured all and the other none.
+    measured = np.repeat([[False], [True]], fractions.shape[1], axis=1)
+    values = np.where(known[:, None], fractions, 0.0)
+    return weighted_average(rows, weights, values, panels=known.astype(np.int64), measured=measured)
 
 
-def _with_cell_types(table: AnnData, bank: Bank, genes: Genes) -> AnnData:
-    """The table with genes from single cells in their place, and what its cell types are.
-
-    Unchanged without cell types.
-    """
-    if _keys.CELL_TYPE_FRACTION not in table.obsm:
-        return table
-    about = bank.header.cell_types
-    if genes.scrna:
-        fractions = np.asarray(table.obsm[_keys.CELL_TYPE_FRACTION], dtype=np.float64)
-        mixed = np.log1p(fractions @ signatures_of(about, genes.scrna))
-        table = _with_genes(table, mixed.astype(np.float32), genes)
-    table.uns[_keys.RETRIEVAL][_keys.CELL_TYPES] = {
-        "names": np.asarray(type_names(about), dtype=str),
-        "method": str(about["method"]),
-        "source": dict(about["source"]),
-        "hash": cell_types_hash(bank.ids, np.asarray(bank.types), about),
-    }
-    return table
-
-
-def _with_genes(table: AnnData, values: np.ndarray, genes: Genes) -> AnnData:
-    """The table with further genes, in the order asked for. What rests on measured values is NaN for them."""
-    var = pd.DataFrame(np.nan, index=pd.Index(genes.scrna), columns=table.var.columns)
-    var[_keys.N_MEASURED] = 0
-    var[_keys.EVIDENCE] = pd.Categorical([_keys.SCRNA] * len(var), categories=table.var[_keys.EVIDENCE].cat.categories)
-    layers = {name: np.full_like(values, np.nan) for name in table.layers if name is not None}
-    layers |= {_keys.EVIDENCE: values}
-    varm = {name: np.full((len(var), *held.shape[1:]), np.nan) for name, held in table.varm.items()}
-    extra = ad.AnnData(values, obs=table.obs, var=var, layers=layers, varm=varm)
-    wide = ad.concat([table, extra], axis="var", merge="first", uns_merge="first")[:, genes.order].copy()
-    wide.var = pd.concat([table.var, var]).astype(table.var.dtypes).loc[genes.order]
-    wide.var.index.name = table.var.index.name
-    return wide
+def _with_genes(values: np.ndarray, known: np.ndarray, others: Any) -> np.ndarray:
+    """(n, genes) values of the genes that are `known`, with those of the others in between."""
+    out = np.empty((len(values), len(known)), dtype=values.dtype)
+    out[:, known], out[:, ~known] = values, others
+    return out

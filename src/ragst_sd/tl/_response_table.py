@@ -19,7 +19,7 @@ from ragst_sd.reference.genes import SYMBOL
 from ragst_sd.reference.schema import RESPONSE_UNITS
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import Expression
-from ragst_sd.tl._screen import OF_ROWS, Dropped, Screen, row_labels
+from ragst_sd.tl._screen import OF_ROWS, Screen, row_labels
 
 logger = logging.getLogger(__name__)
 
@@ -192,9 +192,7 @@ _MAKE_ONE = (
 )
 
 
-def read_responses(
-    adata: AnnData, *, unit: str, layer: str | None, naming: str | None = None
-) -> tuple[Expression, sp.csr_matrix | None]:
+def read_responses(adata: AnnData, *, unit: str, layer: str | None, naming: str | None = None) -> Expression:
     """Responses of rows by genes, without genes that some row lacks, and their standard errors where there are any.
 
     Raises
@@ -221,20 +219,20 @@ def read_responses(
     errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[:, whole]
     complete = [gene for gene, there in zip(genes, whole, strict=True) if there]
     about = normalization(unit, naming, unit=RESPONSE_UNITS[unit], target=float("nan"))
-    return Expression(sp.csr_matrix(values[:, whole]), complete, about), errors
+    return Expression(sp.csr_matrix(values[:, whole]), complete, about, errors)
 
 
 def given_responses(
-    screen: Screen, genes: list[str], errors: sp.csr_matrix | None, numbers: pd.DataFrame, *, min_cells: int
-) -> tuple[AnnData, dict[str, Any], Dropped]:
-    """Rows of a reference from given responses, what the header keeps beside them, and what is left out.
+    screen: Screen, genes: list[str], errors: sp.csr_matrix | None, *, min_cells: int
+) -> tuple[AnnData, dict[str, Any]]:
+    """Rows of a reference from given responses, and what the header keeps beside them.
 
     Parameters
     ----------
+    screen
+        Responses in the place of cells, with their `n_cells` and `reliability`.
     errors
         (rows, genes) standard errors.
-    numbers
-        (rows, ...) columns of the table, of which `n_cells` and `reliability` are kept.
 
     Raises
     ------
@@ -242,7 +240,7 @@ def given_responses(
         If a perturbation has two rows in a context, or no row is left.
     """
     labels = screen.cells
-    known, reliability = given_numbers(numbers)
+    known = labels[_keys.N_CELLS].to_numpy()
     use = (labels["used"] & ~labels["control"]).to_numpy()
     few = use & (known > 0) & (known < min_cells)
     at = np.flatnonzero(use & ~few)
@@ -253,7 +251,7 @@ def given_responses(
         )
     obs = row_labels(labels.iloc[at])
     obs[_keys.N_CELLS], obs[_keys.N_CONTROLS] = known[at], 0
-    obs[_keys.RELIABILITY] = reliability[at]
+    obs[_keys.RELIABILITY] = labels[_keys.RELIABILITY].to_numpy()[at]
     order = np.argsort(obs.index.to_numpy(str))
     obs, at = obs.iloc[order], at[order]
     values = dense(screen.values[at]).astype(np.float32)
@@ -272,14 +270,10 @@ def given_responses(
         "treated": {"cell": empty, "row": empty, "values": nothing},
         _keys.CONTROL_CELLS: empty,
     }
-    lost = labels[few]
-    dropped = [
-        (name, context, int(n), f"fewer than {min_cells} cells")
-        for name, context, n in zip(lost[_keys.PERTURBATION], lost[_keys.CONTEXT], known[few], strict=True)
-    ]
-    if dropped:
-        logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(lost[_keys.PERTURBATION]))
-    return reference, parts, dropped
+    if few.any():
+        labels.loc[few, "left_out"] = f"fewer than {min_cells} cells"
+        logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(labels[_keys.PERTURBATION][few]))
+    return reference, parts
 
 
 def given_numbers(obs: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,6 @@ UNUSED = -2
 """Code of cells that are no control and of no row."""
 _SOURCE_FIELDS = ("technology", "license", "citation")
 OF_ROWS = [_keys.CONTEXT, _keys.PERTURBATION, _keys.PERTURBATION_TYPE]
-Dropped = list[tuple[str, str, int, str]]
 
 
 @dataclass
@@ -34,7 +33,7 @@ class Screen:
 
     values: sp.csr_matrix
     cells: pd.DataFrame
-    """Labels by name, and whether a cell is `used`: may enter the reference."""
+    """Labels by name, whether a cell is `used`: may enter the reference, and why it is `left_out`, if it is."""
 
 
 class Lines(NamedTuple):
@@ -80,21 +79,21 @@ def row_labels(labels: pd.DataFrame) -> pd.DataFrame:
 
 def measure(
     screen: Screen, genes: list[str], *, min_cells: int, rng: np.random.Generator
-) -> tuple[AnnData, np.ndarray, Dropped]:
-    """Responses of all perturbations with enough cells as rows, the row of each cell, and what is left out.
+) -> tuple[AnnData, np.ndarray]:
+    """Responses of all perturbations with enough cells as rows, and the row of each cell.
 
-    `used` of the screen is narrowed to the cells that the rows rest on.
+    `used` of the screen is narrowed to the cells that the rows rest on, and what others are left out for is written.
     """
-    cells, dropped = screen.cells, Dropped()
+    cells = screen.cells
     used, control = (cells[name].to_numpy() for name in ("used", "control"))
     lines = lines_of(cells, OF_ROWS, used & ~control, used & control, min_cells=min_cells)
     names, row, lost = lines.names, lines.row, lines.uncontrolled
     if lost.any():
-        dropped += _count(cells[lost], f"fewer than {MIN_CONTROLS} controls in the batch")
+        cells.loc[lost, "left_out"] = f"fewer than {MIN_CONTROLS} controls in the batch"
         logger.warning("%d cells of batches with fewer than %d controls are left out.", int(lost.sum()), MIN_CONTROLS)
     few = used & ~control & ~lost & (row == UNUSED)
     if few.any():
-        dropped += _count(cells[few], f"fewer than {min_cells} cells")
+        cells.loc[few, "left_out"] = f"fewer than {min_cells} cells"
         small = sorted(cells[_keys.PERTURBATION][few].unique())
         logger.warning("Left out for fewer than %d cells: %s.", min_cells, listing(small))
     if names.empty:
@@ -118,7 +117,7 @@ def measure(
     obs[_keys.N_CONTROLS] = controls[names.get_level_values(_keys.CONTEXT)].to_numpy()
     obs[_keys.RELIABILITY] = split_half_reliability(values, of_cell, stratum, len(names), rng=rng)
     var = pd.DataFrame(index=pd.Index(genes, name="gene"))
-    return ad.AnnData(whole.mean.astype(np.float32), obs=obs, var=var, layers=layers), row, dropped
+    return ad.AnnData(whole.mean.astype(np.float32), obs=obs, var=var, layers=layers), row
 
 
 def cell_parts(
@@ -156,11 +155,12 @@ def _sampled(groups: Iterable[np.ndarray], most: int, seed: int) -> np.ndarray:
     return np.concatenate([np.sort(rng.choice(cells, min(most, len(cells)), replace=False)) for cells in groups])
 
 
-def dropped_frame(dropped: Dropped) -> pd.DataFrame:
-    """What was left out and why, one line each."""
-    index = [str(i) for i in range(len(dropped))]
-    frame = pd.DataFrame(dropped, columns=["perturbation", "context", "n_cells", "reason"], index=index)
-    return frame.astype({"perturbation": str, "context": str, "n_cells": np.int64, "reason": str})
+def dropped_frame(cells: pd.DataFrame) -> pd.DataFrame:
+    """What was left out and why, one line for each reason, perturbation and context."""
+    lost = cells[cells["left_out"] != ""].rename(columns={"left_out": "reason"})
+    counts = lost.groupby(["reason", _keys.PERTURBATION, _keys.CONTEXT])[_keys.N_CELLS].sum().reset_index()
+    counts.index = counts.index.astype(str)
+    return counts[[_keys.PERTURBATION, _keys.CONTEXT, _keys.N_CELLS, "reason"]]
 
 
 def sources_frame(sources: Mapping[str, Mapping[str, str]] | None, contexts: list[str]) -> pd.DataFrame:
@@ -171,8 +171,3 @@ def sources_frame(sources: Mapping[str, Mapping[str, str]] | None, contexts: lis
         require_known(fields, _SOURCE_FIELDS, f"sources[{context!r}]", " has unknown fields")
     rows = [[str(given.get(c, {}).get(field) or _keys.UNKNOWN) for field in _SOURCE_FIELDS] for c in contexts]
     return pd.DataFrame(rows, columns=list(_SOURCE_FIELDS), index=pd.Index(contexts, name=_keys.CONTEXT))
-
-
-def _count(cells: pd.DataFrame, reason: str) -> Dropped:
-    counts = cells.groupby([_keys.PERTURBATION, _keys.CONTEXT]).size()
-    return [(*names, int(n), reason) for names, n in counts.items()]

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
-from ragst_sd._respond import Prepared, Responded, Task, at_once, prepare
+from ragst_sd import _keys
+from ragst_sd._respond import Task, ask, at_once, fields_of
 from ragst_sd.reference.header import ScreenHeader
-from ragst_sd.retrieval.bank import Answer, Selection
+from ragst_sd.retrieval.bank import Answer, Query, Selection
 from ragst_sd.retrieval.evidence import evidence_share
+from ragst_sd.retrieval.responses import respond_to
 from ragst_sd.retrieval.training import dense
 
 # A map shows something if fewer than one in twenty shufflings vary as much.
@@ -137,24 +139,15 @@ class SpotStates:
         return np.array([known.get(str(name), everywhere) for name in names]), codes
 
 
-class Remoteness(NamedTuple):
-    """How far spots lie from the cells of a screen."""
-
-    distance: np.ndarray
-    """(n,) over the threshold: above 1 is far."""
-    percentile: np.ndarray
-    """(n,) share of sets of controls that lie nearer, from 0 to 100."""
-
-
 def remoteness(
     sets: sp.csr_matrix, values: np.ndarray, at: np.ndarray, header: ScreenHeader, rng: np.random.Generator
-) -> Remoteness:
+) -> dict[str, np.ndarray]:
     r"""Distance of states from the nearest context of the screen, beside that of sets of as many of its own controls.
 
     .. math:: d(s) = \min_c \sqrt{\tfrac1G \sum_g (s_g - m_{cg})^2 / \sigma_{cg}^2}
 
     with the mean and standard deviation of the controls of a context. The threshold is the 98th percentile of the
-    distances of random sets of controls from their own context.
+    distances of random sets of controls from their own context. Given are the fields of a table that say so.
 
     Parameters
     ----------
@@ -185,7 +178,7 @@ def remoteness(
         nearest[closer] = from_context[closer]
         percentile[closer] = 100 * np.searchsorted(usual, from_context[closer]) / _DRAWS
         ratio[closer] = from_context[closer] / max(float(np.quantile(usual, FAR_PERCENTILE / 100)), 1e-12)
-    return Remoteness(ratio, percentile)
+    return {_keys.STATE_DISTANCE: ratio, _keys.STATE_PERCENTILE: percentile, _keys.FAR_FROM_SCREEN: ratio > 1}
 
 
 def _distance(states: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -193,22 +186,14 @@ def _distance(states: np.ndarray, mean: np.ndarray, spread: np.ndarray) -> np.nd
         return np.sqrt(np.nanmean(((states - mean) / spread) ** 2, axis=1))
 
 
-class Variation(NamedTuple):
-    """Variance of the response over neighbourhoods of spots, beside that of spots shuffled over their positions."""
-
-    variance: float
-    shuffled: np.ndarray
-    p_value: float
-    constant: bool
-    """Whether there is no more of it than with shuffled spots."""
-
-
 @dataclass(frozen=True)
 class Responder:
     """The fitted method, ready to answer for spots."""
 
-    prepared: Prepared
-    """One query per context."""
+    task: Task
+    query: Query
+    """One line per context."""
+    learned_from: dict[str, Any]
     contexts: list[str]
     at: np.ndarray
     """Places of the genes that are predicted."""
@@ -217,9 +202,9 @@ class Responder:
     ready: Any = None
     """The method with all that does not depend on the state done, of methods that can be prepared."""
 
-    def respond(self, contexts: np.ndarray, states: np.ndarray) -> tuple[Responded, np.ndarray]:
-        """Answers for spots, of the predicted genes only, and the standard error of the evidence."""
-        parts, shares, errors, bank = [], [], [], self.prepared.bank
+    def respond(self, contexts: np.ndarray, states: np.ndarray) -> dict[str, np.ndarray]:
+        """Fields of spots, of the predicted genes only, with the standard error of the evidence."""
+        parts, shares, errors, bank = [], [], [], self.task.bank
         centre, of_rows = bank.values.mean(axis=0), np.asarray(bank.screen.errors)[:, self.at]
         for selection, answer in self._answers(contexts, states):
             cites = selection.rows >= 0
@@ -233,8 +218,8 @@ class Responder:
             shares.append(evidence_share(answer.evidence, answer.adjustment, centre))
             of_genes = {name: getattr(answer, name)[:, self.at] for name in ("evidence", "adjustment")}
             parts.append((selection, answer._replace(**of_genes)))
-        responded = self.prepared.responded(parts, np.concatenate(shares), self._lines(contexts))
-        return responded, np.concatenate(errors)
+        values = fields_of(bank, self.query, parts, np.concatenate(shares), self._lines(contexts))
+        return values | {_keys.STANDARD_ERROR: np.concatenate(errors)}
 
     def spread(self, spots: SpotStates) -> float:
         """Variance of the responses alone, averaged over sets of spots."""
@@ -261,19 +246,21 @@ class Responder:
         for start in range(0, len(line), self.chunk):
             here = slice(start, start + self.chunk)
             if self.ready is None:
-                yield self.prepared.answer(replace(self.prepared.query.some(line[here]), state=states[here]))
+                query = replace(self.query.some(line[here]), state=states[here])
+                yield respond_to(self.task.method, self.task.bank, query)
             else:
                 yield self.ready.respond(line[here], self.ready.place(states[here]))
 
 
 def make_responder(task: Task, perturbation: str, contexts: list[str], genes: list[str]) -> Responder:
     """Prepare the fitted method for one perturbation in some contexts."""
-    prepared, ready = prepare(task, [(perturbation, context) for context in contexts]), None
-    bank = prepared.bank
-    if prepared.method.prepare is not None:
-        ready = prepared.method.prepare(bank.fit.parameters, bank, prepared.query)
+    query, learned_from = ask(task, [(perturbation, context) for context in contexts])
+    bank, prepare = task.bank, task.method.prepare
+    ready = None if prepare is None else prepare(bank.fit.parameters, bank, query)
     return Responder(
-        prepared=prepared,
+        task=task,
+        query=query,
+        learned_from=learned_from,
         contexts=contexts,
         at=bank.genes.get_indexer(genes),
         chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / len(bank.genes))),
@@ -288,7 +275,7 @@ def variation(
     n_permutations: int,
     rng: np.random.Generator,
     advance: Callable[[int], Any],
-) -> Variation:
+) -> dict[str, Any]:
     r"""Whether the response varies over the tissue more than by the chance of which spots stand together.
 
     .. math:: V = \frac{1}{nG} \sum_i \Big\| \frac{1}{|S_i|} \sum_{j \in S_i} \hat\Delta_j - \bar\Delta \Big\|^2, \qquad
@@ -296,18 +283,29 @@ def variation(
 
     Spots keep their expression and change places, so that a spot and its neighbours :math:`S_i` are a random set. Where
     neighbours are alike, true sets vary more than random ones. Responses are averaged over the sets once more, because
-    two kinds of response that are strewn at random vary as much from spot to spot as two that lie apart.
+    two kinds of response that are strewn at random vary as much from spot to spot as two that lie apart. Given is what
+    the header of a table says of it.
     """
     observed = spread_over_spots(spots.sets @ response)
     if spread_over_spots(response) <= _NOTHING * max(float((response**2).mean()), _NOTHING):
         advance(n_permutations)
-        return Variation(observed, np.zeros(0), 1.0, constant=True)
+        return varying(observed, np.zeros(0), 1.0)
     shuffled = np.empty(n_permutations)
     for i in range(n_permutations):
         shuffled[i] = responder.spread(replace(spots, turned=rng.permutation(len(response))))
         advance(1)
     p_value = (1 + int((shuffled >= observed * (1 - 1e-9)).sum())) / (1 + n_permutations)
-    return Variation(observed, shuffled, float(p_value), constant=p_value > LEVEL)
+    return varying(observed, shuffled, float(p_value))
+
+
+def varying(variance: float, shuffled: np.ndarray, p_value: float) -> dict[str, Any]:
+    """What the header of a table says of the variance of a response over neighbourhoods of spots."""
+    return {
+        "variance": variance,
+        "variance_shuffled": shuffled,
+        "variance_p_value": p_value,
+        "constant": p_value > LEVEL,
+    }
 
 
 def spread_over_spots(response: np.ndarray) -> float:

@@ -40,7 +40,6 @@ class TissueSource:
     table_key: str
     table: AnnData
     """The chosen spots of the table."""
-    region: str
     xy: np.ndarray
     """(n, 2) centres in the frame of their element."""
     values: np.ndarray
@@ -52,10 +51,8 @@ class TissueSource:
     """
     limits: np.ndarray | None = None
     """(2, n, g) ends of the interval of predicted expression, in the unit of the screen."""
-    level: float = float("nan")
-    """Level of the interval."""
-    prediction: dict[str, Any] = field(default_factory=dict)
-    """What was predicted how, if this is no measurement; empty otherwise."""
+    header: dict[str, Any] = field(default_factory=dict)
+    """Of a prediction, what the provenance keeps of it: what was predicted how, and the level of the interval."""
 
     @property
     def genes(self) -> list[str]:
@@ -134,7 +131,7 @@ def read_source(
     if not from_image:
         measured = read_expression(table[expressed], layer=layer, unit=unit, like=how, where=where)
         about["values"] = dense(take_genes(measured.values, measured.genes, shared)).astype(np.float64)
-    return TissueSource(table_key, table[expressed], region, xy[expressed], **about)
+    return TissueSource(table_key, table[expressed], xy[expressed], **about)
 
 
 def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None, where: str) -> np.ndarray:
@@ -181,8 +178,8 @@ def _predicted(
     if _keys.EVIDENCE in table.var:
         var[_keys.EVIDENCE] = pd.Categorical(labels(table.var[_keys.EVIDENCE])[at])
     trust = var.get(_keys.CV_PEARSON, pd.Series(np.nan, var.index))
-    about: dict[str, Any] = {"values": _rescaled(values[:, at], scale), "var": var}
-    about["prediction"] = {
+    about: dict[str, Any] = {"values": _rescaled(values[:, at], scale), "var": var, "header": {}}
+    about["header"]["prediction"] = {
         "table_key": table_key,
         **{name: str(header[name]) for name in ("method", "unit", "reference_hash", "fit_hash")},
         "interval_unit": str(header.get(_keys.INTERVAL_UNIT, "")),
@@ -193,7 +190,7 @@ def _predicted(
     ends = [table.layers[name] for name in (_keys.LOWER, _keys.UPPER) if name in table.layers]
     if len(ends) == 2:
         about["limits"] = np.array([_rescaled(dense(end).astype(np.float64)[rows][:, at], scale) for end in ends])
-        about["level"] = float(header[_keys.INTERVAL_LEVEL])
+        about["header"][_keys.INTERVAL_LEVEL] = float(header[_keys.INTERVAL_LEVEL])
     return rows, about
 
 
