@@ -77,6 +77,8 @@ table = rg.tl.predict(query, reference, inplace=False)
 np.testing.assert_allclose(table.layers["adjustment"], table.X - table.layers["evidence"], atol=1e-6)
 stored = rg.tl.predict(query, reference, store="predicted.zarr", inplace=False)
 np.testing.assert_allclose(np.asarray(stored.layers["adjustment"]), table.layers["adjustment"], atol=1e-6)
+np.testing.assert_allclose(table.obs["mean_adjustment"], np.abs(table.layers["adjustment"]).mean(axis=1), rtol=1e-5)
+np.testing.assert_array_equal(stored.obs["mean_adjustment"], table.obs["mean_adjustment"])
 assert '`.layers["adjustment"]`' in rg.tl.predict.__doc__
 
 rg.tl.predict(query, reference)

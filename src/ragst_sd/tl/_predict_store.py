@@ -11,6 +11,7 @@ from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import zarr
 from anndata import AnnData
 
@@ -76,13 +77,11 @@ def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray
     n = len(selection.rows)
     blocks = blocks_of_queries(n, len(part.genes))
     tasks = ((queries.start, selection.some(queries), finite[queries]) for queries in blocks)
-    share = np.empty(n)
     write = partial(_fill_block, str(place.absolute()))
-    for queries, of_block in zip(blocks, spread_blocks(write, tasks, part), strict=True):
-        share[queries] = of_block
+    per_spot = pd.concat(list(spread_blocks(write, tasks, part)))
     arrays = _arrays(zarr.open_group(place, mode="r"))
     lazily = {name: ad.experimental.read_elem_lazy(array) for name, array in arrays.items()}
-    return {"evidence_share": share, **lazily}
+    return {name: column.to_numpy() for name, column in per_spot.items()} | lazily
 
 
 def _arrays(group: Any) -> dict[str, zarr.Array]:
@@ -90,15 +89,15 @@ def _arrays(group: Any) -> dict[str, zarr.Array]:
     return {"prediction": group["X"], **dict(group["layers"].arrays())}
 
 
-def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray]) -> np.ndarray:
-    """Write one block; done twice it writes the same."""
+def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray]) -> pd.DataFrame:
+    """Write what one block has of spots and genes, and give what it has per spot; done twice it writes the same."""
     start, selection, finite = task
     values = values_of(part, selection)
     for name, array in _arrays(zarr.open_group(place, mode="r+")).items():
-        block = values[name]
+        block = values.pop(name)
         block[~finite] = np.nan
         array[start : start + len(block)] = block
-    return values["evidence_share"]
+    return pd.DataFrame(values)
 
 
 def finish(place: Path, table: AnnData) -> None:
