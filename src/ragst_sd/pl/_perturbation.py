@@ -12,11 +12,12 @@ from matplotlib.colors import Colormap, ListedColormap
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
+from ragst_sd._metrics import pearson
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, Map, draw_map, limits_of, require_fade, size_with_words
-from ragst_sd.pl._responses import Measured, Shown, correlation, read_responses
+from ragst_sd.pl._responses import Measured, Shown, read_responses
 from ragst_sd.pl._section import Section, draw_rims, read_section
 from ragst_sd.retrieval.training import dense
 
@@ -185,7 +186,8 @@ def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
         f"reliability {_style.number(facts[_keys.RELIABILITY], 2)}": np.isfinite(facts[_keys.RELIABILITY]),
     }
     note = ", ".join(text for text, there in known.items() if there)
-    _style.set_title(ax, f"{shown.perturbation}{where}, r = {_style.number(correlation(y, x), 2)}", note)
+    r = _style.number(pearson(y[:, None], x[:, None])[0], 2)
+    _style.set_title(ax, f"{shown.perturbation}{where}, r = {r}", note)
 
 
 def _name_genes(ax: Axes, measured: Measured, n_genes: int, size: float) -> None:

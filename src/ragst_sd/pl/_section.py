@@ -105,16 +105,12 @@ def read_section(prediction: Prediction, *, or_white: bool = False) -> Section:
         (xy, index), affine, pyramid = element_centers(sdata, shapes_key), np.eye(3), Pyramid((), ())
     order, element = rows_in_order(table, prediction.key, shapes_key, index), sdata[shapes_key]
     shapes = element.iloc[order] if hasattr(element, "geometry") else None
-    if has_image or from_thumbnails:
-        mpp = embedded_mpp_of(sdata, header)
-    else:
-        mpp = float(header["image_mpp"]) if np.isfinite(header["image_mpp"]) else None
-    section = Section(pyramid, mpp, xy[order], shapes, affine)
+    section = Section(pyramid, embedded_mpp_of(sdata, header), xy[order], shapes, affine)
     if has_image:
         return section
     if from_thumbnails:
         pictures = np.asarray(embedded.obsm[_keys.THUMBNAIL])[embedded.obs_names.get_indexer(table.obs_names)]
-        return _on_thumbnails(section, pictures, patch_edge(embedded, mpp, xy))
+        return _on_thumbnails(section, pictures, patch_edge(embedded, section.mpp, xy))
     # More than is shown around the spots, whatever frame they lie in.
     return _on_white(section, float(np.ptp(xy[order], axis=0).max()) + 2 * section.reach)
 
