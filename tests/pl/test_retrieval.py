@@ -207,7 +207,7 @@ def test_spot_outside_the_image_is_refused(predicted, fitted, spot, gene):
     table.obsm["retrieval_rows"][row] = -1
     table.X[row] = table.layers["evidence"][row] = np.nan
     write_sums(table)
-    with pytest.raises(ValueError, match="has no prediction of .*: it lies outside the image"):
+    with pytest.raises(ValueError, match=r"has no prediction of .*: it lies outside the image"):
         rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
 
 

@@ -138,14 +138,6 @@ class TestSopa:
             assert said(header_of(sdata, "X_hoptimus0"))[:3] == ("hoptimus0", TILE_PX, MPP)
         predicts(sections, "X_hoptimus0")
 
-    @pytest.mark.parametrize("config", ["hoptimus0", np.zeros(2)])
-    def test_metadata_of_another_kind_is_passed_over(self, query, config):
-        add_sopa(query)
-        query.tables["hoptimus0_embeddings"].uns["embedding_config"] = config
-        query.attrs["tile_spec"] = ["embeddings_patches"]
-        with pytest.raises(ValueError, match="Pass "):
-            rg.pp.use_features(query, features="hoptimus0_embeddings")
-
     def test_what_it_does_not_say_is_asked_for(self, query):
         add_sopa(query, magnification=None)
         before = content(query)

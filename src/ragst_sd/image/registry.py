@@ -40,8 +40,8 @@ class FoundationModel:
     citation
         The paper or model page to cite.
     hub_kwargs
-        Arguments that timm or transformers needs on top of the hub's configuration. A string `"layer:SwiGLUPacked"`
-        names a class of `timm.layers`, `"nn:SiLU"` one of `torch.nn`: this module imports neither.
+        Arguments that timm or transformers needs on top of the hub's configuration. A string
+        `"timm.layers:SwiGLUPacked"` names a class, of a package that this module does not import.
     weights_file
         File of weights in the repository, where the repository is none that timm loads by itself.
     architecture, architecture_kwargs

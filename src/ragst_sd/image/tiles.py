@@ -44,11 +44,10 @@ def reflect(index: np.ndarray, size: int) -> np.ndarray:
 
 def reach(start: np.ndarray, window: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """First and last-plus-one pixel that each window touches along one axis, reflection included."""
-    low, high = start.copy(), start + window
-    for i in np.flatnonzero((start < 0) | (start + window > size)):
-        touched = reflect(np.arange(start[i], start[i] + window), size)
-        low[i], high[i] = touched.min(), touched.max() + 1
-    return low, high
+    end = start + window
+    # What hangs over an edge is mirrored at it.
+    low, high = np.minimum(start, 2 * size - 1 - end), np.maximum(end, 1 - start)
+    return np.maximum(low, 0), np.minimum(high, size)
 
 
 def unit_shape(shape: tuple[int, int], chunk: tuple[int, int]) -> tuple[int, int]:

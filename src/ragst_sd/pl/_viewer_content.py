@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -178,26 +177,14 @@ def _neighbours(prediction: Prediction, measured: np.ndarray, n_shown: int) -> t
     return arrays, shown
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What a page shows as pictures, and what it knows about them."""
+def collect_pictures(
+    section: Section, encoder: dict[str, Any], thumbnails: Any, cited: np.ndarray
+) -> tuple[dict[str, list[Image.Image]], dict[str, np.ndarray], dict[str, Any]]:
+    """Pictures of the section and its spots, and the `thumbnails` of `cited` rows of the reference, by position.
 
-    images: dict[str, list[Image.Image]]
-    """The section, and sheets of equal square tiles, row by row."""
-    places: dict[str, np.ndarray]
-    """Place and size of each spot in pixels of the image, from the upper left corner of the part shown."""
-    facts: dict[str, Any]
-
-    def encode(self, quality: int) -> dict[str, dict[str, str]]:
-        """JPEG files in base64, by kind and number."""
-        return {
-            kind: {str(i): _jpeg(image, quality) for i, image in enumerate(images)}
-            for kind, images in self.images.items()
-        }
-
-
-def collect_pictures(section: Section, encoder: dict[str, Any], thumbnails: Any, cited: np.ndarray) -> Pictures:
-    """Pictures of the section and its spots, and the `thumbnails` of `cited` rows of the reference, by position."""
+    By kind: the section, and sheets of equal square tiles, row by row. Also place and size of each spot in pixels of
+    the image, from the upper left corner of the part shown, and what to know about the pictures.
+    """
     left, right, top, bottom = box = extent_of(section, section.reach)
     mpp, tile_px = float(encoder["mpp"]), int(encoder["tile_px"])
     if not knows_tiles(encoder):
@@ -236,7 +223,7 @@ def collect_pictures(section: Section, encoder: dict[str, Any], thumbnails: Any,
         images["thumbnails"] = _sheets(shown)
         facts["thumbnail_px"] = shown.shape[1]
     places = {"xy": section.centers - [left, top], "radius": _radii(section, square=square)}
-    return Pictures(images, {name: values.astype(np.float32) for name, values in places.items()}, facts)
+    return images, {name: values.astype(np.float32) for name, values in places.items()}, facts
 
 
 def _are_squares(section: Section) -> bool:
@@ -266,7 +253,8 @@ def _sheets(tiles: np.ndarray) -> list[Image.Image]:
     return sheets
 
 
-def _jpeg(image: Image.Image, quality: int) -> str:
+def jpeg(image: Image.Image, quality: int) -> str:
+    """A JPEG file in base64."""
     out = BytesIO()
     image.save(out, "JPEG", quality=quality, optimize=True)
     return b64encode(out.getvalue()).decode()

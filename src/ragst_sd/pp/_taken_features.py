@@ -230,8 +230,6 @@ def _edge(features: TileFeatures, edge: float | None, image_mpp: float | None) -
 
 def _needed(geometry: Any, features: TileFeatures) -> Any:
     """Places or edge of the tiles, if they are known."""
-    if geometry is None and features.corners is None and features.names is not None and features.table is None:
-        raise ValueError(f"{features.what} holds barcodes but no 'coords', and the object has no table to match.")
     if geometry is None:
         raise ValueError(
             f"{features.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "
