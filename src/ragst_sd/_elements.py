@@ -86,26 +86,22 @@ def _only(elements: Mapping[str, Any], argument: str, what: str) -> str:
 
 def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordinate_system: str | None) -> str:
     """The frame that two elements share; an error lists them if there is none or more than one."""
-    systems = [set(get_transformation(element_of(sdata, name), get_all=True)) for name in (first, second)]
-    shared = sorted(systems[0] & systems[1])
-    if coordinate_system is not None:
-        if coordinate_system not in shared:
-            raise ValueError(
-                f"`coordinate_system` {coordinate_system!r} is not shared by {first!r} ({listing(sorted(systems[0]))}) "
-                f"and {second!r} ({listing(sorted(systems[1]))}). Shared: {listing(shared)}."
-            )
-        return coordinate_system
+    systems = [sorted(get_transformation(element_of(sdata, name), get_all=True)) for name in (first, second)]
+    shared = [system for system in systems[0] if system in systems[1]]
+    if coordinate_system in shared:
+        return str(coordinate_system)
+    if coordinate_system is None and len(shared) == 1:
+        return str(shared[0])
+    first_has, second_has = map(listing, systems)
     if not shared:
         raise ValueError(
-            f"{first!r} and {second!r} share no coordinate system: {listing(sorted(systems[0]))} against "
-            f"{listing(sorted(systems[1]))}. Align them with `spatialdata.transformations.set_transformation`."
+            f"{first!r} and {second!r} share no coordinate system: {first_has} against {second_has}. Align them with "
+            "`spatialdata.transformations.set_transformation`."
         )
-    if len(shared) > 1:
-        raise ValueError(
-            f"{first!r} and {second!r} share several coordinate systems: {listing(shared)}. "
-            "Say which one with `coordinate_system=`."
-        )
-    return shared[0]
+    raise ValueError(
+        f"`coordinate_system` is {coordinate_system!r}; {first!r} ({first_has}) and {second!r} ({second_has}) share "
+        f"{listing(shared)}. Say which one with `coordinate_system=`."
+    )
 
 
 def element_of(sdata: SpatialData, name: str) -> Any:

@@ -86,6 +86,10 @@ def resolve_encoder(
     if isinstance(model, Encoder):
         return model
     mean, std = _triple(mean, "mean"), _triple(std, "std")
+    if (mean is None) != (std is None) and (is_onnx_file(model) or not isinstance(model, str)):
+        raise ValueError(
+            f"`mean` and `std` of a model object or an ONNX file go together; found mean={mean!r}, std={std!r}."
+        )
     if is_onnx_file(model):
         loaded = load_onnx_file(model, model_kwargs or {}, mean=mean, std=std, device=device)
         return replace(loaded, context=DEFAULT_CONTEXT)
@@ -165,8 +169,6 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
     -------
     The encoder.
     """
-    if (mean is None) != (std is None):
-        raise ValueError(f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}.")
     encode = getattr(model, "encode_image", None)
     if not callable(encode) and not callable(model):
         raise TypeError(

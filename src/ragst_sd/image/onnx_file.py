@@ -71,8 +71,6 @@ def load_onnx_file(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"`model` is {str(path)!r}, which is no file. Give the path of an ONNX file.")
-    if (mean is None) != (std is None):
-        raise ValueError(f"`mean` and `std` of an ONNX file go together; found mean={mean!r}, std={std!r}.")
     unknown = sorted(set(model_kwargs) - set(_OPTIONS))
     if unknown:
         raise ValueError(f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}.")

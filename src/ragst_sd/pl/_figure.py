@@ -112,7 +112,7 @@ def picture(
     TypeError
         If `ax` is not a matplotlib Axes.
     ValueError
-        If `figsize` is given along with `ax`, or is not two numbers above zero.
+        If `figsize` is given along with `ax`, or matplotlib refuses it.
     """
     if dpi is not None:
         require_positive(dpi, "dpi")
@@ -124,12 +124,7 @@ def picture(
         others = [artist for artist in (*parent.axes, *parent.texts, *parent.legends) if artist.get_in_layout()]
         figure: Any = _figure_in(ax)
     else:
-        size = (width, height) if figsize is None else tuple(figsize)
-        if len(size) != 2:
-            raise ValueError(f"`figsize` is {figsize!r}; it must be (width, height) in inches.")
-        for edge in size:
-            require_positive(edge, "figsize")
-        figure = plt.figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
+        figure = plt.figure(figsize=figsize or (width, height), dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
     root: Any = figure.figure
     # Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.
     scale = min(figure.bbox.width / root.dpi / width, figure.bbox.height / root.dpi / height)
