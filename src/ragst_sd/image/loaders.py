@@ -139,14 +139,12 @@ def _refuse_without_weights(timm: Any, model: str) -> None:
 
 
 def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
-    from safetensors import SafetensorError
     from timm.models import load_checkpoint
 
-    unreadable = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, OSError)
     try:
         keys = load_checkpoint(module, str(path), strict=False, weights_only=True)
-    except (*unreadable, UnpicklingError, SafetensorError) as error:
-        raise ValueError(_unreadable(label, str(path), error)) from None
+    except Exception as error:
+        raise ValueError(_unreadable(label, str(path), error)) from error
     classifier = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     missing = [key for key in keys.missing_keys if not key.endswith("num_batches_tracked")]

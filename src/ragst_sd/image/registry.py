@@ -88,13 +88,11 @@ class FoundationModel:
 
 
 def _read_models() -> dict[str, FoundationModel]:
-    text = Path(__file__).with_name("foundation_models.toml").read_text(encoding="utf-8")
-    models = {}
-    for name, row in tomllib.loads(text).items():
+    rows = tomllib.loads(Path(__file__).with_name("foundation_models.toml").read_text(encoding="utf-8"))
+    for row in rows.values():
         # TOML has lists only.
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        models[name] = FoundationModel(name=name, **fields)
-    return models
+        row.update({key: tuple(value) for key, value in row.items() if isinstance(value, list)})
+    return {name: FoundationModel(name=name, **row) for name, row in rows.items()}
 
 
 FOUNDATION_MODELS = _read_models()

@@ -172,10 +172,10 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
 def _by_row(prediction: Prediction) -> np.ndarray:
     """(rows, cited) weights."""
     rows, weights = prediction.citations()
-    spot, place = np.nonzero(weights)
-    cited = (spot, rows[spot, place])
-    shape = (len(rows), len(prediction.cited))
-    return sp.coo_array((weights[spot, place].astype(float), cited), shape=shape).toarray()
+    # What is not cited is written into one column more, the last one.
+    out = np.zeros((len(rows), len(prediction.cited) + 1))
+    np.put_along_axis(out, rows, weights, axis=1)
+    return out[:, :-1]
 
 
 def _states(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:

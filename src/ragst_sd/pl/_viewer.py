@@ -57,11 +57,6 @@ class Page:
             f'height="{self.height}" style="border: 1px solid #ccc"></iframe>'
         )
 
-    def __fspath__(self) -> str:
-        if self.path is None:
-            raise TypeError("The page was not written to a file; call `rg.pl.viewer(..., path=...)`.")
-        return str(self.path)
-
 
 def viewer(
     sdata: SpatialData,

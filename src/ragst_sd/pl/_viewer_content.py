@@ -56,6 +56,10 @@ def collect_numbers(
     prediction, table, genes = origin.prediction, origin.prediction.table, origin.genes
     cited_values, was_measured, corrections = origin.measured_values(prediction.cited)
     levels, level_of = origin.level_means()
+    # Without a regression all of a value is retrieved; with one, the mean stands for what is left of the share.
+    shares, means = np.ones(len(genes)), np.zeros(len(genes))
+    if _keys.REGRESSION_KEY in table.obsm:
+        shares, means = _of_genes(table, _keys.RETRIEVAL_SHARE)[genes], origin.mean_of_stack()[0][0] - levels[0]
     values = {"prediction": prediction.values(genes), "evidence": prediction.values(genes, layer=_keys.EVIDENCE)}
     values |= {} if measured is None else {"measured": measured}
     intervals = prediction.intervals(genes)
@@ -72,7 +76,7 @@ def collect_numbers(
         **{name: table.obs[name].to_numpy(np.float32) for name in OBS_COLUMNS},
         **neighbours,
         "levels": levels.astype(np.float32),
-        "means": _means(origin, levels).astype(np.float32),
+        "means": means.astype(np.float32),
         "level_of": level_of.astype(np.int32),
         "cited_values": _int16(_multiples(cited_values[shown], decimals)),
         "cited_section": section.ravel().astype(np.uint16),
@@ -92,7 +96,7 @@ def collect_numbers(
     facts = {
         "genes": [
             {"name": name, "trust": _number(r), "ceiling": _number(highest), "share": _number(share)}
-            for name, r, highest, share in zip(origin.names, trust, ceiling, _shares(table)[genes], strict=True)
+            for name, r, highest, share in zip(origin.names, trust, ceiling, shares, strict=True)
         ],
         "decimals": decimals,
         "missing": _MISSING,
@@ -108,19 +112,6 @@ def collect_numbers(
 
 def _of_genes(table: AnnData, name: str) -> np.ndarray:
     return table.var[name].to_numpy(float) if name in table.var else np.full(table.n_vars, np.nan)
-
-
-def _shares(table: AnnData) -> np.ndarray:
-    """Share of retrieval in each gene, one where there is no regression beside it."""
-    shares = _of_genes(table, _keys.RETRIEVAL_SHARE)
-    return shares if _keys.REGRESSION_KEY in table.obsm else np.ones_like(shares)
-
-
-def _means(origin: Origin, levels: np.ndarray) -> np.ndarray:
-    """Mean of each gene before `levels`, which stands for what is left of the share; zero without a regression."""
-    if _keys.REGRESSION_KEY not in origin.prediction.table.obsm:
-        return np.zeros(len(origin.genes))
-    return origin.mean_of_stack()[0][0] - levels[0]
 
 
 def _number(value: float) -> float | None:
