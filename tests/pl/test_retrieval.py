@@ -191,7 +191,7 @@ def test_reference_without_thumbnails_is_refused(sections, query, gene):
     reference = rg.tl.build_reference({"donor1": sections["donor1"]}, use_rep="X_colour", thumbnails=False)
     rg.tl.fit(reference, method="knn", n_neighbors=3)
     rg.tl.predict(query, reference)
-    with pytest.raises(ValueError, match="thumbnails=True"):
+    with pytest.raises(KeyError, match="thumbnails=True"):
         rg.pl.retrieval(query, reference, obs_names=query.tables["predicted"].obs_names[0], genes=gene)
 
 

@@ -42,8 +42,8 @@ def reflect(index: np.ndarray, size: int) -> np.ndarray:
     return np.where(folded < size, folded, 2 * size - 2 - folded)
 
 
-def reach(start: np.ndarray, window: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last-plus-one pixel that each window touches along one axis, reflection included."""
+def reach(start: np.ndarray, window: int, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last-plus-one pixel (x, y) that each window touches, reflection included."""
     end = start + window
     # What hangs over an edge is mirrored at it.
     low, high = np.minimum(start, 2 * size - 1 - end), np.maximum(end, 1 - start)
@@ -84,10 +84,8 @@ class Sweep:
     def over(cls, starts: np.ndarray, window: int, shape: tuple[int, int], chunk: tuple[int, int]) -> Sweep:
         """Plan for windows that start at `starts` on a level of `shape` in chunks of `chunk` (height, width)."""
         unit = unit_shape(shape, chunk)
-        reaches = [reach(starts[:, axis], window, shape[1 - axis]) for axis in (0, 1)]
-        low = np.stack([reaches[axis][0] // unit[1 - axis] for axis in (0, 1)], axis=1)
-        high = np.stack([(reaches[axis][1] - 1) // unit[1 - axis] for axis in (0, 1)], axis=1)
-        return cls(shape, unit, window, starts, low, high)
+        (first, end), edges = reach(starts, window, np.array(shape[::-1])), np.array(unit[::-1])
+        return cls(shape, unit, window, starts, first // edges, (end - 1) // edges)
 
     @property
     def band(self) -> int:

@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
 from ragst_sd._results import MIN_CV_PEARSON, predicted, require_columns
-from ragst_sd._validate import name_list, require_positive
+from ragst_sd._validate import name_list, require_key, require_positive
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
 from ragst_sd.pl._explain import (
@@ -82,13 +82,13 @@ def retrieval(
     Raises
     ------
     KeyError
-        If the table, spot or gene does not exist.
+        If the table, spot or gene does not exist, or the reference has no thumbnails.
     TypeError
         If `sdata` is no SpatialData.
     ValueError
         If `genes` names several, or `obs_names` nothing; the method cites no spots, this spot has no prediction (it
-        lies outside the image), no cited spot measured the gene, the reference is another one or has no thumbnails, or
-        the image is not in the object.
+        lies outside the image), no cited spot measured the gene, the reference is another one, or the image is not in
+        the object.
 
     Examples
     --------
@@ -117,7 +117,8 @@ def retrieval(
     _require_tiles(prediction.header)
     measured_columns(reference.var_names, table.var_names[column], cell_types(reference))
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
-    _require_pictures(reference)
+    todo = "Build it with `rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
+    require_key(_keys.THUMBNAIL, reference.obsm, "reference.obsm", todo)
     require_values(prediction, spots, column)
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
@@ -165,14 +166,6 @@ def _require_tiles(header: dict[str, Any]) -> None:
             f"The embedding {str(header['use_rep'])!r} is of unknown origin: it does not say of which tiles it was "
             "made, which this picture shows. State it with `rg.pp.use_features(..., model=..., tile_px=..., mpp=...)` "
             "for the sections of the reference and the query, build, fit and predict again."
-        )
-
-
-def _require_pictures(reference: AnnData) -> None:
-    if _keys.THUMBNAIL not in reference.obsm:
-        raise ValueError(
-            f"The reference has no pictures of its spots (`obsm[{_keys.THUMBNAIL!r}]`). Build it with "
-            "`rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
         )
 
 
