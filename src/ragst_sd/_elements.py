@@ -142,25 +142,17 @@ def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd
         points = element.compute()
         return points[["x", "y"]].to_numpy(float), _numbered_through(points.index, shapes_key)
     # Not `spatialdata.get_centroids`: it warns about every index of strings that is not sorted.
-    outlines = element.geometry
-    crossed = ~outlines.is_valid
+    crossed = ~element.geometry.is_valid
     if crossed.any():
         logger.info(
             "%d outlines of %r cross themselves: their centres are those of valid ones.", crossed.sum(), shapes_key
         )
-        outlines = outlines.make_valid()
-    xy = np.column_stack([outlines.centroid.x, outlines.centroid.y])
-    low, high = np.split(outlines.bounds.to_numpy(), 2, axis=1)
-    # An outline that is empty has no centre and no bounds.
-    lost = ~((xy >= low - 1e-6) & (xy <= high + 1e-6)).all(axis=1)
-    if lost.any():
-        logger.warning(
-            "%d shapes of %r have their centre outside their own bounds, for instance %s: their outlines are empty or "
-            "broken.",
-            lost.sum(),
-            shapes_key,
-            listing(element.index[lost][:3]),
-        )
+    centroids = element.geometry.make_valid().centroid
+    xy = np.column_stack([centroids.x, centroids.y])
+    lost = element.index[np.isnan(xy).any(axis=1)]
+    if len(lost):
+        says = "%d outlines of %r are empty and have no centre, for instance those of %s."
+        logger.warning(says, len(lost), shapes_key, listing(lost[:3]))
     return xy, element.index
 
 

@@ -178,8 +178,7 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
     held = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     module = held if isinstance(held, torch.nn.Module) else None
     if device is None and module is not None:
-        tensors = module.state_dict().values()
-        device = next((tensor.device for tensor in tensors if hasattr(tensor, "device")), None)
+        device = next((weights.device for weights in module.parameters()), None)
     where = resolve_device(device)
     movable = model if callable(getattr(model, "to", None)) else module
     if movable is not None:
