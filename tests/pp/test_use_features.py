@@ -341,7 +341,11 @@ def two_images(query):
         (names_twice, ValueError, r"names of rows of `features` are duplicated"),
         (obsm_of_other_shapes, ValueError, r"Table 'table' annotates 'spots', not 'tiles'"),
         (without_values, ValueError, r"table 'uni2_tiles' has no X.*its `.obsm` has 'inside'"),
-        (half_a_tile, ValueError, r"`context` has 0.5.*Ask for 1 and more"),
+        (
+            half_a_tile,
+            ValueError,
+            r"`context` is 0\.5; it must be a number between 1 and inf\. Features of whole tiles",
+        ),
         (wider_without_a_size, ValueError, r"does not say how wide its tiles are.*set_image_mpp"),
         (nothing_stated, ValueError, r"Pass `model=`, `tile_px=`, `mpp=`"),
         (two_images, ValueError, r"`image_key` is needed: found 2 images"),
