@@ -179,7 +179,7 @@ def test_errors(predicted, genes):
         rg.pl.prediction(predicted, genes=[])
     with pytest.raises(ValueError, match="`image_fade` is 2"):
         rg.pl.prediction(predicted, genes=genes[0], image_fade=2)
-    with pytest.raises(ValueError, match="figure size must be positive"):
+    with pytest.raises(ValueError, match="`figsize`"):
         rg.pl.prediction(predicted, genes=genes[0], figsize=(3, 0))
     del predicted.images["he"]
     with pytest.raises(ValueError, match=r"image 'he', which is not in `sdata\.images`"):

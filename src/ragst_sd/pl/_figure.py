@@ -112,7 +112,7 @@ def picture(
     TypeError
         If `ax` is not a matplotlib Axes.
     ValueError
-        If `figsize` is given along with `ax`, or matplotlib refuses it.
+        If `figsize` is given along with `ax`, or is not two numbers above zero.
     """
     if dpi is not None:
         require_positive(dpi, "dpi")
@@ -124,7 +124,9 @@ def picture(
         others = [artist for artist in (*parent.axes, *parent.texts, *parent.legends) if artist.get_in_layout()]
         figure: Any = _figure_in(ax)
     else:
-        figure = plt.figure(figsize=figsize or (width, height), dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
+        size = (width, height) if figsize is None else figsize
+        require_positive(min(size), "figsize")
+        figure = plt.figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
     root: Any = figure.figure
     # Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.
     scale = min(figure.bbox.width / root.dpi / width, figure.bbox.height / root.dpi / height)
