@@ -418,7 +418,7 @@ CASES: dict[str, Case] = {
     ),
     # geometry
     "no shared frame": (case_no_frame, ValueError, ["share no coordinate system", "'elsewhere'", "'global'"]),
-    "several shared frames": (case_two_frames, ValueError, ["several", "'second'", "coordinate_system="]),
+    "several shared frames": (case_two_frames, ValueError, ["share 'global', 'second'", "coordinate_system="]),
     "anisotropic scale": (case_anisotropic, ValueError, ["scales x by 1 and y by 1.3"]),
     "no mpp": (case_no_mpp, ValueError, ["'he'", "set_image_mpp", "mpp=None"]),
     "no mpp for a grid": (case_grid_no_mpp, ValueError, ["'he'", "set_image_mpp"]),

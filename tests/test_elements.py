@@ -132,7 +132,7 @@ def test_outlines_without_a_centre_warn(caplog):
     sdata.shapes["spots"].loc[1, "geometry"] = shapely.Polygon()
     with caplog.at_level(logging.WARNING):
         assert np.isnan(read_at(sdata, mpp=4.0)[1]).all()
-    assert "1 shapes of 'spots' have their centre outside their own bounds, for instance '1'" in caplog.text
+    assert "1 outlines of 'spots' are empty and have no centre, for instance those of '1'" in caplog.text
 
 
 def points(*parts):

@@ -86,26 +86,22 @@ def _only(elements: Mapping[str, Any], argument: str, what: str) -> str:
 
 def shared_coordinate_system(sdata: SpatialData, first: str, second: str, coordinate_system: str | None) -> str:
     """The frame that two elements share; an error lists them if there is none or more than one."""
-    systems = [set(get_transformation(element_of(sdata, name), get_all=True)) for name in (first, second)]
-    shared = sorted(systems[0] & systems[1])
-    if coordinate_system is not None:
-        if coordinate_system not in shared:
-            raise ValueError(
-                f"`coordinate_system` {coordinate_system!r} is not shared by {first!r} ({listing(sorted(systems[0]))}) "
-                f"and {second!r} ({listing(sorted(systems[1]))}). Shared: {listing(shared)}."
-            )
-        return coordinate_system
+    systems = [sorted(get_transformation(element_of(sdata, name), get_all=True)) for name in (first, second)]
+    shared = [system for system in systems[0] if system in systems[1]]
+    if coordinate_system in shared:
+        return str(coordinate_system)
+    if coordinate_system is None and len(shared) == 1:
+        return str(shared[0])
+    first_has, second_has = map(listing, systems)
     if not shared:
         raise ValueError(
-            f"{first!r} and {second!r} share no coordinate system: {listing(sorted(systems[0]))} against "
-            f"{listing(sorted(systems[1]))}. Align them with `spatialdata.transformations.set_transformation`."
+            f"{first!r} and {second!r} share no coordinate system: {first_has} against {second_has}. Align them with "
+            "`spatialdata.transformations.set_transformation`."
         )
-    if len(shared) > 1:
-        raise ValueError(
-            f"{first!r} and {second!r} share several coordinate systems: {listing(shared)}. "
-            "Say which one with `coordinate_system=`."
-        )
-    return shared[0]
+    raise ValueError(
+        f"`coordinate_system` is {coordinate_system!r}; {first!r} ({first_has}) and {second!r} ({second_has}) share "
+        f"{listing(shared)}. Say which one with `coordinate_system=`."
+    )
 
 
 def element_of(sdata: SpatialData, name: str) -> Any:
@@ -146,25 +142,17 @@ def element_centers(sdata: SpatialData, shapes_key: str) -> tuple[np.ndarray, pd
         points = element.compute()
         return points[["x", "y"]].to_numpy(float), _numbered_through(points.index, shapes_key)
     # Not `spatialdata.get_centroids`: it warns about every index of strings that is not sorted.
-    outlines = element.geometry
-    crossed = ~outlines.is_valid
+    crossed = ~element.geometry.is_valid
     if crossed.any():
         logger.info(
             "%d outlines of %r cross themselves: their centres are those of valid ones.", crossed.sum(), shapes_key
         )
-        outlines = outlines.make_valid()
-    xy = np.column_stack([outlines.centroid.x, outlines.centroid.y])
-    low, high = np.split(outlines.bounds.to_numpy(), 2, axis=1)
-    # An outline that is empty has no centre and no bounds.
-    lost = ~((xy >= low - 1e-6) & (xy <= high + 1e-6)).all(axis=1)
-    if lost.any():
-        logger.warning(
-            "%d shapes of %r have their centre outside their own bounds, for instance %s: their outlines are empty or "
-            "broken.",
-            lost.sum(),
-            shapes_key,
-            listing(element.index[lost][:3]),
-        )
+    centroids = element.geometry.make_valid().centroid
+    xy = np.column_stack([centroids.x, centroids.y])
+    lost = element.index[np.isnan(xy).any(axis=1)]
+    if len(lost):
+        says = "%d outlines of %r are empty and have no centre, for instance those of %s."
+        logger.warning(says, len(lost), shapes_key, listing(lost[:3]))
     return xy, element.index
 
 

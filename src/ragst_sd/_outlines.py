@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 import numpy as np
-from geopandas import GeoDataFrame, GeoSeries
+from geopandas import GeoSeries
 from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
@@ -39,7 +39,11 @@ def areas_in_frame_of(sdata: SpatialData, annotation_key: str, other: str, coord
     """
     todo = "Read one with `rg.io.read_annotations`."
     require_key(annotation_key, sdata.shapes, "sdata.shapes", todo)
-    shapes = require_areas(sdata.shapes[annotation_key], annotation_key)
+    shapes = sdata.shapes[annotation_key]
+    others = sorted(set(shapes.geometry.geom_type) - set(AREAS))
+    if others or not len(shapes):
+        fault = f"holds {listing(others)}" if others else "is empty"
+        raise ValueError(f"`sdata.shapes[{annotation_key!r}]` {fault}; an annotation is made of polygons.")
     affine = _affine_between(sdata, annotation_key, other, coordinate_system)
     (a, b, x), (c, d, y) = affine[:2]
     return made_valid(shapes.geometry.affine_transform([a, b, c, d, x, y]), repr(annotation_key))
@@ -59,15 +63,6 @@ def _affine_between(sdata: SpatialData, first: str, other: str, coordinate_syste
             f"Leave {first!r} the right one only: `spatialdata.transformations.remove_transformation`."
         )
     return affine
-
-
-def require_areas(shapes: GeoDataFrame, annotation_key: str) -> GeoDataFrame:
-    """Shapes that are polygons, all of them; a `ValueError` if others are among them."""
-    kinds = sorted(set(shapes.geometry.geom_type) - set(AREAS))
-    if kinds or not len(shapes):
-        fault = f"holds {listing(kinds)}" if kinds else "is empty"
-        raise ValueError(f"`sdata.shapes[{annotation_key!r}]` {fault}; an annotation is made of polygons.")
-    return shapes
 
 
 def extent_of(points: np.ndarray) -> str:

@@ -283,7 +283,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("features-unknown", "pp.use_features", KeyError, ("'uni2_tile'", "'table'", "'X_colour'", "no file", "h5 file of one slide"), lambda w: rg.pp.use_features(w.query, features="uni2_tile")),
         Case("features-type", "pp.use_features", TypeError, ("`features` is a ndarray", "name of a table"), lambda w: rg.pp.use_features(w.query, features=np.ones((3, 2)))),
         Case("features-unstated", "pp.use_features", ValueError, ("`tables['table'].obsm['spatial']`", "`model=`, `tile_px=`, `mpp=`"), lambda w: rg.pp.use_features(w.query, features="spatial")),
-        Case("features-field", "pp.use_features", ValueError, ("`context` has 0.5", "1 and more"), lambda w: rg.pp.use_features(w.query, features="spatial", context=(0.5,))),
+        Case("features-field", "pp.use_features", ValueError, ("`context` is 0.5", "1 and more"), lambda w: rg.pp.use_features(w.query, features="spatial", context=(0.5,))),
         Case("tile-px", "pp.embed_tiles", ValueError, ("`tile_px` is 0",), lambda w: embed(w, tile_px=0)),
         Case("full-brightness", "pp.embed_tiles", ValueError, ("'he'", "uint16", "from 700 to 700", "value_max="), lambda w: embed_shown(np.full((3, 64, 64), 700, np.uint16))),
         Case("full-brightness-of-grid", "pp.tile_grid", ValueError, ("'he'", "float64", "value_max="), lambda w: rg.pp.tile_grid(shown(np.full((3, 64, 64), -3.0)), tile_px=8, mpp=None)),

@@ -42,7 +42,6 @@ def test_shape_type_and_names() -> None:
     assert not features.requires_grad
     assert len(set(NAMES)) == len(NAMES)
     assert torch.isfinite(features).all()
-    assert texture_features(torch.zeros(0, 3, 96, 96, dtype=torch.uint8)).shape == (0, len(NAMES))
     assert texture_module.TEXTURE_VERSION
 
 

@@ -124,8 +124,12 @@ def test_a_wide_image_is_read_in_bands_that_bound_the_memory(image, band_bytes, 
     sweep = tiles_module.Sweep.over(window_starts(centers, field_of(16)), 16, (300, 1680), (64, 64))
     assert sweep.band == (1 if band_bytes == 1 else 2)
     order = sweep.order()
-    units, first, last = sweep.uses(order)
-    held = [sum((first <= at) & (at <= last)) for at in range(len(order))]
+    units = sweep.last_uses(order)
+    first = {}
+    for at, index in enumerate(order):
+        for unit in sweep.touched(index):
+            first.setdefault(unit, at)
+    held = [sum(first[unit] <= at <= last for unit, last in units.items()) for at in range(len(order))]
     assert max(held) <= 2 * (sweep.band + 1)
     # At the edge between two bands a column of units is read for both.
     assert len(units) <= -(-300 // 64) * (27 + 27 // sweep.band)

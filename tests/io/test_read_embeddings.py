@@ -204,7 +204,10 @@ class TestErrors:
             ({"features": np.zeros(5), "coords": np.zeros((3, 2))}, "expected one vector per tile"),
             ({"features": np.zeros((3, 5))}, "neither 'coords' nor 'barcodes'"),
             ({"features": np.zeros((3, 5)), "coords": np.zeros((4, 2))}, r"expected \(3, 2\)"),
-            ({"features": np.full((3, 5), np.nan), "coords": np.zeros((3, 2))}, "NaN or infinite in 3 tiles"),
+            (
+                {"features": np.full((3, 5), np.nan), "coords": np.zeros((3, 2))},
+                "holds no features: all 3 rows are NaN",
+            ),
             ({"embeddings": np.zeros((3, 5)), "barcodes": np.array([b"a", b"b"])}, "2 barcodes for 3 vectors"),
         ],
     )

@@ -79,7 +79,7 @@ class TestVisium:
         np.testing.assert_allclose(centers.xy, sdata["table"].obsm["spatial"] * scale, rtol=1e-6)
 
     def test_hires_image_needs_a_named_frame(self, sdata):
-        with pytest.raises(ValueError, match=r"several coordinate systems.*s1_downscaled_hires"):
+        with pytest.raises(ValueError, match=r"`coordinate_system` is None; .*s1_downscaled_hires"):
             centers_in_pixels(sdata, shapes_key="s1", image_key="s1_hires_image", coordinate_system=None)
 
     def test_image_must_be_named(self, sdata):

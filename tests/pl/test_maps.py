@@ -37,7 +37,7 @@ def test_intervals_say_what_they_hold_for(predicted, with_intervals):
     table = predicted.tables["predicted"]
     prediction = _results.predicted(predicted, "predicted")
     assert prediction.intervals(np.arange(2)) is None
-    with pytest.raises(KeyError, match=r"lacks the layers 'lower', 'upper' and has .*intervals=0\.9"):
+    with pytest.raises(KeyError, match=r"'lower' not found in `table\.layers`.*no intervals.*intervals=0\.9"):
         draw_prediction(predicted, genes=table.var_names[0], interval=True)
     with_intervals(table)
     found = prediction.intervals(np.array([3, 1]))

@@ -138,11 +138,9 @@ def test_maps_can_be_chosen(predicted):
     axes = rg.pl.reliability(predicted, maps=["my_score", "evidence_share"], truth_key=False, return_ax=True)
     assert list(axes) == ["my_score", "evidence_share"]
     assert axes["my_score"].get_title(loc="left") == "my score"
-    with pytest.raises(
-        KeyError, match=r"`maps` has 'interval_width', which the table has not\. Available: .*'effective_n'"
-    ):
+    with pytest.raises(KeyError, match=r"`maps`: the table has no 'interval_width'; available: .*'effective_n'"):
         rg.pl.reliability(predicted, maps=["interval_width"])
-    with pytest.raises(KeyError, match="`maps` is empty"):
+    with pytest.raises(ValueError, match="`maps` is empty"):
         rg.pl.reliability(predicted, maps=[])
 
 

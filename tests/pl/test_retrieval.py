@@ -173,7 +173,7 @@ def test_row_that_did_not_measure_the_gene_says_so(predicted, fitted, spot, gene
     table.uns["retrieval"]["reference_hash"] = reference_hash(fitted)
     table.X[:, table.var_names.get_loc(gene)] = np.nan
     write_sums(table)
-    with pytest.raises(ValueError, match=f"None of the spots cited for .* measured '{gene}'"):
+    with pytest.raises(ValueError, match=f"has no prediction of '{gene}': .* no cited spot measured the gene"):
         rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
 
 
@@ -191,7 +191,7 @@ def test_reference_without_thumbnails_is_refused(sections, query, gene):
     reference = rg.tl.build_reference({"donor1": sections["donor1"]}, use_rep="X_colour", thumbnails=False)
     rg.tl.fit(reference, method="knn", n_neighbors=3)
     rg.tl.predict(query, reference)
-    with pytest.raises(ValueError, match="thumbnails=True"):
+    with pytest.raises(KeyError, match="thumbnails=True"):
         rg.pl.retrieval(query, reference, obs_names=query.tables["predicted"].obs_names[0], genes=gene)
 
 
@@ -203,8 +203,11 @@ def test_missing_image_is_refused(predicted, fitted, spot, gene):
 
 def test_spot_outside_the_image_is_refused(predicted, fitted, spot, gene):
     table = predicted.tables["predicted"]
-    table.obsm["retrieval_rows"][table.obs_names.get_loc(spot)] = -1
-    with pytest.raises(ValueError, match="has no prediction: it lies outside image 'he'"):
+    row = table.obs_names.get_loc(spot)
+    table.obsm["retrieval_rows"][row] = -1
+    table.X[row] = table.layers["evidence"][row] = np.nan
+    write_sums(table)
+    with pytest.raises(ValueError, match=r"has no prediction of .*: it lies outside the image"):
         rg.pl.retrieval(predicted, fitted, obs_names=spot, genes=gene)
 
 

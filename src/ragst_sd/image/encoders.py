@@ -86,6 +86,10 @@ def resolve_encoder(
     if isinstance(model, Encoder):
         return model
     mean, std = _triple(mean, "mean"), _triple(std, "std")
+    if (mean is None) != (std is None) and (is_onnx_file(model) or not isinstance(model, str)):
+        raise ValueError(
+            f"`mean` and `std` of a model object or an ONNX file go together; found mean={mean!r}, std={std!r}."
+        )
     if is_onnx_file(model):
         loaded = load_onnx_file(model, model_kwargs or {}, mean=mean, std=std, device=device)
         return replace(loaded, context=DEFAULT_CONTEXT)
@@ -165,8 +169,6 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
     -------
     The encoder.
     """
-    if (mean is None) != (std is None):
-        raise ValueError(f"`mean` and `std` of a model object go together; found mean={mean!r}, std={std!r}.")
     encode = getattr(model, "encode_image", None)
     if not callable(encode) and not callable(model):
         raise TypeError(
@@ -176,8 +178,7 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
     held = model if isinstance(model, torch.nn.Module) else getattr(model, "model", None)
     module = held if isinstance(held, torch.nn.Module) else None
     if device is None and module is not None:
-        tensors = module.state_dict().values()
-        device = next((tensor.device for tensor in tensors if hasattr(tensor, "device")), None)
+        device = next((weights.device for weights in module.parameters()), None)
     where = resolve_device(device)
     movable = model if callable(getattr(model, "to", None)) else module
     if movable is not None:

@@ -72,21 +72,14 @@ def similarity_scale(matrix: np.ndarray) -> float:
     """
     linear = np.asarray(matrix, dtype=float)[:2, :2]
     scale_x, scale_y = np.linalg.norm(linear, axis=0)
-    if not np.isfinite(linear).all() or min(scale_x, scale_y) <= 0 or abs(np.linalg.det(linear)) < 1e-12 * scale_x:
-        raise ValueError(f"The transformation between shapes and image is singular or not finite: {linear.tolist()}.")
-    if abs(scale_x - scale_y) > _MAX_ANISOTROPY * max(scale_x, scale_y):
+    apart, skew = abs(scale_x - scale_y), abs(linear[:, 0] @ linear[:, 1])
+    is_square = scale_x > 0 and apart <= _MAX_ANISOTROPY * max(scale_x, scale_y)
+    if not (is_square and skew <= _MAX_ANISOTROPY * scale_x * scale_y):
         raise ValueError(
-            f"The transformation between shapes and image scales x by {scale_x:.5g} and y by {scale_y:.5g} "
-            f"(over {_MAX_ANISOTROPY:.0%} apart), so a square tile would not be square on the tissue. "
-            "Resample the image to square pixels, or correct the transformation with "
-            "`spatialdata.transformations.set_transformation`."
-        )
-    cosine = float(linear[:, 0] @ linear[:, 1]) / (scale_x * scale_y)
-    if abs(cosine) > _MAX_ANISOTROPY:
-        raise ValueError(
-            f"The transformation between shapes and image shears (its axes meet at {np.degrees(np.arccos(cosine)):.1f} "
-            "degrees instead of 90). Only scale, rotation, flip and translation are supported: correct it with "
-            "`spatialdata.transformations.set_transformation`."
+            f"The transformation between shapes and image, {linear.tolist()}, scales x by {scale_x:.5g} and y by "
+            f"{scale_y:.5g}, or shears: a square tile would not be square on the tissue. Scales that differ by "
+            f"{_MAX_ANISOTROPY:.0%} at most, rotation, flip and translation are supported. Resample the image to "
+            "square pixels, or correct the transformation with `spatialdata.transformations.set_transformation`."
         )
     return float(np.sqrt(scale_x * scale_y))
 

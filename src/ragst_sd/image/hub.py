@@ -74,9 +74,6 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
             f"{model_id!r} is gated: its owners ask every user to accept their terms. Accept the licence at {url}, "
             f"run `hf auth login` with a token of that account, and try again; or {local_advice}.{page}"
         )
-    is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    if "OfflineModeIsEnabled" in names or (is_set and "LocalEntryNotFoundError" in names):
-        return _unreachable(model_id, url, "offline mode is set (`HF_HUB_OFFLINE`)", local_advice, what)
     if "RepositoryNotFoundError" in names:
         return FileNotFoundError(
             f"{model_id!r} was not found on the hub, or it is private or gated and you are not logged in. Check the "
@@ -84,22 +81,24 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
         )
     if "RevisionNotFoundError" in names:
         return FileNotFoundError(f"{model_id!r} names a revision that the hub does not have: {url}/tree/main.")
-    if "LocalEntryNotFoundError" in names:
-        return _unreachable(model_id, url, "the hub cannot be reached", local_advice, what)
-    if "EntryNotFoundError" in names and what != WEIGHTS:
+    is_local = "LocalEntryNotFoundError" in names
+    if "EntryNotFoundError" in names and not is_local and what != WEIGHTS:
         return FileNotFoundError(f"{model_id!r} has no such file ({error}). Its files: {url}/tree/main.")
-    if "EntryNotFoundError" in names:
+    if "EntryNotFoundError" in names and not is_local:
         return FileNotFoundError(
             f"{model_id!r} has no file of the kind that timm loads (config.json with model.safetensors or "
             f"pytorch_model.bin), so it is not a timm model. Load it yourself (see {url}) and pass the module, or a "
             "callable, as `model`."
         )
-    if names & {"HfHubHTTPError", "URLError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError"}:
-        return _unreachable(model_id, url, f"the download failed ({type(error).__name__})", local_advice, what)
-    return None
-
-
-def _unreachable(model_id: str, url: str, reason: str, local_advice: str, what: str) -> ConnectionError:
+    is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if "OfflineModeIsEnabled" in names or (is_set and is_local):
+        reason = "offline mode is set (`HF_HUB_OFFLINE`)"
+    elif is_local:
+        reason = "the hub cannot be reached"
+    elif names & {"HfHubHTTPError", "URLError", "ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError"}:
+        reason = f"the download failed ({type(error).__name__})"
+    else:
+        return None
     gated = "the model is gated (see `rg.pp.encoders()`)" if what == WEIGHTS else "it is gated"
     return ConnectionError(
         f"The {what} of {model_id!r} are not in the local cache and {reason}. Connect and run once (the cache is "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from pkgutil import resolve_name
 from typing import Any, cast
 
 import torch
@@ -43,16 +44,11 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     kwargs = dict(model_kwargs)
     module = _create_timm(model, kwargs, label=model)
     config = resolve_model_data_config(module)
-    height, width = config["input_size"][-2:]
-    if height != width:
-        raise ValueError(
-            f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
-        )
     name = model
     if not model.startswith("hf-hub:"):
         architecture = cast("Any", module).pretrained_cfg.get("architecture", "model") if ":" in model else model
         name = f"timm:{architecture}"
-    return _encoder(name, module, module, tuple(config["mean"]), tuple(config["std"]), width, kwargs)
+    return _encoder(name, module, module, tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1], kwargs)
 
 
 def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any]) -> Encoder:
@@ -97,15 +93,11 @@ def import_timm() -> Any:
     """
     try:
         return importlib.import_module("timm")
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
+        # torchvision raises RuntimeError when it was built for another torch.
         raise ImportError(
-            f"Models by name need timm, which cannot be imported ({error}). Install it: pip install timm"
-        ) from None
-    except RuntimeError as error:
-        # torchvision raises RuntimeError when it was built for another torch
-        raise ImportError(
-            f"timm is installed but cannot be imported ({error}): the builds of torch and torchvision do not match. "
-            "Install a matching pair from one index: https://pytorch.org/get-started/locally"
+            f"Models by name need timm, which cannot be imported ({error}). Install it (pip install timm), with builds "
+            "of torch and torchvision that match, from one index: https://pytorch.org/get-started/locally"
         ) from None
 
 
@@ -147,14 +139,12 @@ def _refuse_without_weights(timm: Any, model: str) -> None:
 
 
 def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
-    from safetensors import SafetensorError
     from timm.models import load_checkpoint
 
-    unreadable = (RuntimeError, ValueError, TypeError, KeyError, AttributeError, EOFError, OSError)
     try:
         keys = load_checkpoint(module, str(path), strict=False, weights_only=True)
-    except (*unreadable, UnpicklingError, SafetensorError) as error:
-        raise ValueError(_unreadable(label, str(path), error)) from None
+    except Exception as error:
+        raise ValueError(_unreadable(label, str(path), error)) from error
     classifier = getattr(module, "pretrained_cfg", {}).get("classifier") or ()
     heads = tuple(f"{head}." for head in ([classifier] if isinstance(classifier, str) else classifier))
     missing = [key for key in keys.missing_keys if not key.endswith("num_batches_tracked")]
@@ -257,12 +247,8 @@ def _class_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
 
 
 def _with_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    modules = {"layer": "timm.layers", "nn": "torch.nn"}
-    resolved = {}
-    for key, value in kwargs.items():
-        prefix, _, name = value.partition(":") if isinstance(value, str) else ("", "", "")
-        resolved[key] = getattr(importlib.import_module(modules[prefix]), name) if prefix in modules else value
-    return resolved
+    is_class = {key: isinstance(value, str) and ":" in value for key, value in kwargs.items()}
+    return {key: resolve_name(value) if is_class[key] else value for key, value in kwargs.items()}
 
 
 def _existing_file(path: str | Path, label: str) -> Path:

@@ -71,8 +71,6 @@ def load_onnx_file(
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"`model` is {str(path)!r}, which is no file. Give the path of an ONNX file.")
-    if (mean is None) != (std is None):
-        raise ValueError(f"`mean` and `std` of an ONNX file go together; found mean={mean!r}, std={std!r}.")
     unknown = sorted(set(model_kwargs) - set(_OPTIONS))
     if unknown:
         raise ValueError(f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}.")
@@ -154,12 +152,7 @@ def _read_input(inputs: Sequence[Any], path: Path) -> tuple[str, str, type, int 
             f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), "
             "of floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
         )
-    height, width = sizes[2:] if layouts == ["NCHW"] else sizes[1:3]
-    if height != width:
-        raise ValueError(
-            f"{path.name} takes pictures of {first.shape}; tiles are square. Export it for squares, or for any size."
-        )
-    return first.name, layouts[0], _NUMPY[first.type], sizes[0], height
+    return first.name, layouts[0], _NUMPY[first.type], sizes[0], sizes[2]
 
 
 def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> Any:
@@ -176,13 +169,10 @@ def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> An
 def _pooling(pooling: str | None, output: Any, path: Path) -> Callable[[np.ndarray], np.ndarray]:
     is_tokens = len(output.shape) == 3
     if pooling not in (_POOLING if is_tokens else (None,)):
-        msg = f"The output {output.name!r} of {path.name} has shape {output.shape}: "
-        msg += (
-            f"tokens, of which `model_kwargs={{'pooling': ...}}` makes one vector, by 'cls' or 'mean'; found {pooling!r}."
-            if is_tokens
-            else f"`pooling` is for tokens (n, t, d); found {pooling!r}. Leave it out."
+        raise ValueError(
+            f"The output {output.name!r} of {path.name} has shape {output.shape}, and `pooling` is {pooling!r}. Tokens "
+            "(n, t, d) need `model_kwargs={'pooling': 'cls'}` or `'mean'`, which makes one vector of them; others none."
         )
-        raise ValueError(msg)
     if pooling == "mean":
         return lambda values: values.mean(axis=1, dtype=np.float32)
     return (lambda values: values[:, 0]) if pooling == "cls" else np.asarray

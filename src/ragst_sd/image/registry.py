@@ -40,8 +40,8 @@ class FoundationModel:
     citation
         The paper or model page to cite.
     hub_kwargs
-        Arguments that timm or transformers needs on top of the hub's configuration. A string `"layer:SwiGLUPacked"`
-        names a class of `timm.layers`, `"nn:SiLU"` one of `torch.nn`: this module imports neither.
+        Arguments that timm or transformers needs on top of the hub's configuration. A string
+        `"timm.layers:SwiGLUPacked"` names a class, of a package that this module does not import.
     weights_file
         File of weights in the repository, where the repository is none that timm loads by itself.
     architecture, architecture_kwargs
@@ -88,13 +88,11 @@ class FoundationModel:
 
 
 def _read_models() -> dict[str, FoundationModel]:
-    text = Path(__file__).with_name("foundation_models.toml").read_text(encoding="utf-8")
-    models = {}
-    for name, row in tomllib.loads(text).items():
+    rows = tomllib.loads(Path(__file__).with_name("foundation_models.toml").read_text(encoding="utf-8"))
+    for row in rows.values():
         # TOML has lists only.
-        fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        models[name] = FoundationModel(name=name, **fields)
-    return models
+        row.update({key: tuple(value) for key, value in row.items() if isinstance(value, list)})
+    return {name: FoundationModel(name=name, **row) for name, row in rows.items()}
 
 
 FOUNDATION_MODELS = _read_models()

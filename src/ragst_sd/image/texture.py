@@ -81,8 +81,6 @@ def texture_features(tiles: torch.Tensor) -> torch.Tensor:
             f"Texture needs tiles of at least {MIN_TILE_PX} x {MIN_TILE_PX} px; found {tiles.shape[2]} x "
             f"{tiles.shape[3]}. Ask for a larger `tile_px`."
         )
-    if len(tiles) == 0:
-        return torch.zeros(0, len(texture_names()), device=tiles.device)
     if tiles.device.type == "cpu":
         return torch.cat(map_single_threaded(_rows, tiles.split(_CHUNK_CPU)))
     return torch.cat([_rows(chunk) for chunk in tiles.split(_CHUNK_GPU)])

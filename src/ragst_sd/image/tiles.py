@@ -10,9 +10,10 @@ unit is read when the first tile needs it and dropped after the last one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,10 @@ _UNIT_PX = 1024**2
 _BAND_BYTES = 2**28
 _CHANNELS = 4
 Pair = tuple[int, int]
+Unit = tuple[int, int, int]
+"""Band, row and column of what is read at once."""
 Units = dict[Pair, np.ndarray]
+"""Pixels by row and column."""
 
 
 def reflect(index: np.ndarray, size: int) -> np.ndarray:
@@ -38,13 +42,12 @@ def reflect(index: np.ndarray, size: int) -> np.ndarray:
     return np.where(folded < size, folded, 2 * size - 2 - folded)
 
 
-def reach(start: np.ndarray, window: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """First and last-plus-one pixel that each window touches along one axis, reflection included."""
-    low, high = start.copy(), start + window
-    for i in np.flatnonzero((start < 0) | (start + window > size)):
-        touched = reflect(np.arange(start[i], start[i] + window), size)
-        low[i], high[i] = touched.min(), touched.max() + 1
-    return low, high
+def reach(start: np.ndarray, window: int, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last-plus-one pixel (x, y) that each window touches, reflection included."""
+    end = start + window
+    # What hangs over an edge is mirrored at it.
+    low, high = np.minimum(start, 2 * size - 1 - end), np.maximum(end, 1 - start)
+    return np.maximum(low, 0), np.minimum(high, size)
 
 
 def unit_shape(shape: tuple[int, int], chunk: tuple[int, int]) -> tuple[int, int]:
@@ -81,10 +84,8 @@ class Sweep:
     def over(cls, starts: np.ndarray, window: int, shape: tuple[int, int], chunk: tuple[int, int]) -> Sweep:
         """Plan for windows that start at `starts` on a level of `shape` in chunks of `chunk` (height, width)."""
         unit = unit_shape(shape, chunk)
-        reaches = [reach(starts[:, axis], window, shape[1 - axis]) for axis in (0, 1)]
-        low = np.stack([reaches[axis][0] // unit[1 - axis] for axis in (0, 1)], axis=1)
-        high = np.stack([(reaches[axis][1] - 1) // unit[1 - axis] for axis in (0, 1)], axis=1)
-        return cls(shape, unit, window, starts, low, high)
+        (first, end), edges = reach(starts, window, np.array(shape[::-1])), np.array(unit[::-1])
+        return cls(shape, unit, window, starts, first // edges, (end - 1) // edges)
 
     @property
     def band(self) -> int:
@@ -97,30 +98,18 @@ class Sweep:
         """Indices of the windows in the order of the sweep; it depends on each window alone, ties keep their order."""
         return np.lexsort((self.starts[:, 0], self.low[:, 0], self.high[:, 1], self.low[:, 0] // self.band))
 
-    def uses(self, order: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, np.ndarray]:
-        """Units (row, column) in the order of first use, and the positions in `order` of their first and last use.
+    def touched(self, index: int) -> Iterator[Unit]:
+        """Units that a window touches: band, row and column, as nothing is kept from one band to the next."""
+        (left, top), (right, bottom) = self.low[index].tolist(), self.high[index].tolist()
+        return product([left // self.band], range(top, bottom + 1), range(left, right + 1))
 
-        A unit that a later band needs again is listed again: between bands nothing is kept.
-        """
-        low, high, band = self.low[order], self.high[order], self.low[order, 0] // self.band
-        spans = (high - low).max(axis=0) + 1 if len(order) else np.zeros(2, dtype=int)
-        uses = []
-        for right in range(spans[0]):
-            for down in range(spans[1]):
-                column, row = low[:, 0] + right, low[:, 1] + down
-                used = np.flatnonzero((column <= high[:, 0]) & (row <= high[:, 1]))
-                uses.append(np.stack([band[used], row[used], column[used], used], axis=1))
-        touched = np.concatenate(uses) if uses else np.zeros((0, 4), dtype=int)
-        touched = touched[np.lexsort((touched[:, 3], touched[:, 2], touched[:, 1], touched[:, 0]))]
-        new = np.flatnonzero(np.r_[True, (touched[1:, :3] != touched[:-1, :3]).any(axis=1)][: len(touched)])
-        first, last = touched[new, 3], touched[np.r_[new[1:], len(touched)][: len(new)] - 1, 3]
-        by_first = np.lexsort((touched[new, 2], touched[new, 1], first))
-        units = [(int(row), int(column)) for row, column in touched[new[by_first], 1:3]]
-        return units, first[by_first], last[by_first]
+    def last_uses(self, order: np.ndarray) -> dict[Unit, int]:
+        """Units in the order of their first use, and the position in `order` of their last."""
+        return {unit: position for position, index in enumerate(order) for unit in self.touched(index)}
 
-    def pixels(self, unit: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of the level that a unit (row, column) covers."""
-        top, left = unit[0] * self.unit[0], unit[1] * self.unit[1]
+    def pixels(self, unit: Unit) -> tuple[slice, slice]:
+        """Rows and columns of the level that a unit covers."""
+        top, left = unit[1] * self.unit[0], unit[2] * self.unit[1]
         return slice(top, min(top + self.unit[0], self.shape[0])), slice(left, min(left + self.unit[1], self.shape[1]))
 
 
@@ -231,17 +220,15 @@ def iter_tiles(
     window = field.window_px
     sweep = Sweep.over(window_starts(centers, field), window, shape, chunk)
     order = sweep.order()
-    units, first, last = sweep.uses(order)
+    last_uses = sweep.last_uses(order)
     per_cut = batch_size if window == field.tile_px else max(1, min(batch_size, _RESIZE_BYTES // (3 * window * window)))
 
-    def read(unit: tuple[int, int]) -> np.ndarray:
+    def read(unit: Unit) -> np.ndarray:
         rows, columns = sweep.pixels(unit)
         return colours.to_rgb(np.asarray(level[:, rows, columns]))
 
-    held: dict[tuple[int, int], np.ndarray] = {}
-    n_read = 0
-    drops: dict[int, list[tuple[int, int]]] = {}
-    reading = _read_ahead(units, read, num_workers)
+    held: Units = {}
+    reading = _read_ahead(last_uses, read, num_workers)
     for begin in range(0, len(order), batch_size):
         batch = order[begin : begin + batch_size]
         parts = []
@@ -249,18 +236,19 @@ def iter_tiles(
             part = order[at : min(at + per_cut, begin + len(batch))]
             windows = np.empty((len(part), 3, window, window), dtype=np.uint8)
             for position, index in enumerate(part, start=at):
-                while n_read < len(units) and first[n_read] <= position:
-                    held[units[n_read]] = next(reading)
-                    drops.setdefault(int(last[n_read]), []).append(units[n_read])
-                    n_read += 1
+                touched = list(sweep.touched(index))
+                for unit in touched:
+                    if unit[1:] not in held:
+                        held[unit[1:]] = next(reading)
                 cut(held, sweep, sweep.starts[index], windows[position - at])
-                for unit in drops.pop(position, ()):
-                    del held[unit]
+                for unit in touched:
+                    if last_uses[unit] == position:
+                        del held[unit[1:]]
             parts.append(resize_tiles(windows, field.tile_px))
         yield batch, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _read_ahead(units: Sequence[Pair], read: Callable[[Pair], np.ndarray], num_workers: int) -> Iterator[np.ndarray]:
+def _read_ahead(units: Iterable[Unit], read: Callable[[Unit], np.ndarray], num_workers: int) -> Iterator[np.ndarray]:
     if num_workers == 0:
         yield from map(read, units)
         return

@@ -84,7 +84,10 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
-    unit = _check(scores, unit)
+    _check(scores)
+    units = list(dict.fromkeys(scores["unit"]))
+    unit = str(units[0]) if unit is None else unit
+    require_choice(unit, units, "unit")
     scores = scores[scores["unit"] == unit]
     # A noise ceiling belongs to no method: its name is empty.
     require_choice(metric, list(dict.fromkeys(scores.loc[scores["method"] != "", "metric"])), "metric")
@@ -128,17 +131,12 @@ def benchmark(
     return panel
 
 
-def _check(scores: pd.DataFrame, unit: str | None) -> str:
+def _check(scores: pd.DataFrame) -> None:
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:
         fault = f"lacks the columns {listing(missing)}" if missing else "is empty"
         raise ValueError(f"`scores` {fault}. Make it with `rg.tl.cross_validate`.")
-    units = list(dict.fromkeys(scores["unit"]))
-    if unit is None:
-        return str(units[0])
-    require_choice(unit, units, "unit")
-    return unit
 
 
 def _title(metric: str) -> str:

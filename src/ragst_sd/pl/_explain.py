@@ -114,7 +114,7 @@ def explain(
     spot, columns = int(prediction.spots(name)[0]), prediction.genes(genes)
     notes = distrust(prediction, columns, min_cv_pearson)
     parts = parts_of(sdata, reference, obs_names=name, genes=genes, prediction_key=prediction_key)
-    _require_values(name, genes, np.ravel(prediction.table.X[spot, columns]))
+    require_values(prediction, np.array([spot]), columns)
     measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
     truth = np.full(len(genes), np.nan) if measured is None else measured.iloc[spot].to_numpy()
     intervals = prediction.intervals(columns)
@@ -152,12 +152,13 @@ def explain(
     return axes
 
 
-def _require_values(spot: str, genes: list[str], totals: np.ndarray) -> None:
-    missing = [gene for gene, total in zip(genes, totals, strict=True) if not np.isfinite(total)]
-    if missing:
+def require_values(prediction: Prediction, spots: np.ndarray, columns: np.ndarray) -> None:
+    """Raise a `ValueError` for the first spot that has no prediction of a gene."""
+    table = prediction.table
+    for i, j in np.argwhere(~np.isfinite(prediction.values(columns, spots))):
         raise ValueError(
-            f"Spot {spot!r} has no prediction of {', '.join(map(repr, missing))}: it lies outside the image, or no "
-            "cited spot measured the gene. Choose another spot or gene."
+            f"Spot {table.obs_names[spots[i]]!r} has no prediction of {table.var_names[columns[j]]!r}: it lies outside "
+            "the image, or no cited spot measured the gene. Choose another spot or gene."
         )
 
 

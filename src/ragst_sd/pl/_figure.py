@@ -124,11 +124,8 @@ def picture(
         others = [artist for artist in (*parent.axes, *parent.texts, *parent.legends) if artist.get_in_layout()]
         figure: Any = _figure_in(ax)
     else:
-        size = (width, height) if figsize is None else tuple(figsize)
-        if len(size) != 2:
-            raise ValueError(f"`figsize` is {figsize!r}; it must be (width, height) in inches.")
-        for edge in size:
-            require_positive(edge, "figsize")
+        size = (width, height) if figsize is None else figsize
+        require_positive(min(size), "figsize")
         figure = plt.figure(figsize=size, dpi=dpi, layout=ConstrainedLayoutEngine(**_PADS))
     root: Any = figure.figure
     # Letters follow the size of the picture, so that columns of text keep clear of each other; up to a point.

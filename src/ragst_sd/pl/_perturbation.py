@@ -12,12 +12,13 @@ from matplotlib.colors import Colormap, ListedColormap
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
+from ragst_sd._metrics import pearson
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, Map, draw_map, limits_of, require_fade, size_with_words
-from ragst_sd.pl._responses import Measured, Shown, correlation, read_responses
-from ragst_sd.pl._section import Section, draw_rims, read_section
+from ragst_sd.pl._responses import Measured, Shown, read_responses
+from ragst_sd.pl._section import draw_rims, read_section
 from ragst_sd.retrieval.training import dense
 
 # Inches.
@@ -146,7 +147,9 @@ def perturbation(
         if on_tissue:
             axes["map"] = figure.add_subplot(grid[0].subgridspec(1, 1)[0])
             draw_map(axes["map"], section, panel, fade=image_fade, letters=letters)
-            ring_far_spots(axes["map"], section, shown.prediction.table)
+            far = np.flatnonzero(shown.prediction.table.obs[_keys.FAR_FROM_SCREEN].to_numpy(bool))
+            if len(far):
+                draw_rims(axes["map"], section, far, "0.15", 0.8, zorder=4, label="far from the screen")
             scope = fill(_SCOPE, int(1.1 * LETTERS * width))
             figure.supxlabel(scope, x=0.01, ha="left", fontsize="small", color=_style.MUTED, gid="scope")
         if shown.measured is not None:
@@ -185,7 +188,8 @@ def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
         f"reliability {_style.number(facts[_keys.RELIABILITY], 2)}": np.isfinite(facts[_keys.RELIABILITY]),
     }
     note = ", ".join(text for text, there in known.items() if there)
-    _style.set_title(ax, f"{shown.perturbation}{where}, r = {_style.number(correlation(y, x), 2)}", note)
+    r = _style.number(pearson(y[:, None], x[:, None])[0], 2)
+    _style.set_title(ax, f"{shown.perturbation}{where}, r = {r}", note)
 
 
 def _name_genes(ax: Axes, measured: Measured, n_genes: int, size: float) -> None:
@@ -298,10 +302,3 @@ def response_map(shown: Shown, cmap: str | Colormap, vmin: float | None, vmax: f
     if far > 0:
         note += f". ringed: far from the screen's cells ({_style.percent(far)} of spots)"
     return Map("map", title, values, limits_of(values, vmin, vmax), cmap, label, note)
-
-
-def ring_far_spots(ax: Axes, section: Section, table: AnnData) -> None:
-    """Draw a ring around spots that the screen holds no cells like."""
-    far = np.flatnonzero(table.obs[_keys.FAR_FROM_SCREEN].to_numpy(bool))
-    if len(far):
-        draw_rims(ax, section, far, "0.15", 0.8, zorder=4, label="far from the screen")

@@ -13,7 +13,7 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._results import MIN_CV_PEARSON, predicted
 from ragst_sd._truth import measured_values
-from ragst_sd._validate import listing, name_list
+from ragst_sd._validate import name_list, require_key
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import read_section
@@ -108,13 +108,10 @@ def prediction(
     columns = prediction.genes(genes)
     notes, values = _maps.distrust(prediction, columns, min_cv_pearson), prediction.values(columns)
     measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
+    if interval:
+        todo = "The table has no intervals: predict again with `rg.tl.predict(..., intervals=0.9)`."
+        require_key(_keys.LOWER, prediction.table.layers, "table.layers", todo)
     intervals = prediction.intervals(columns) if interval else None
-    if interval and intervals is None:
-        names = [name for name in prediction.table.layers if name is not None]
-        raise KeyError(
-            f"The table has no intervals: it lacks the layers {listing([_keys.LOWER, _keys.UPPER])} and has "
-            f"{listing(names)}. Predict again with `rg.tl.predict(..., intervals=0.9)`."
-        )
     section = read_section(prediction)
     maps: dict[str, list[_maps.Map]] = {}
     for j, (name, note) in enumerate(zip(genes, notes, strict=True)):

@@ -20,7 +20,7 @@ from ragst_sd._labels import labels
 from ragst_sd._metrics import finite_mean
 from ragst_sd._results import MIN_CV_PEARSON, Intervals, Prediction, predicted
 from ragst_sd._truth import measured_values
-from ragst_sd._validate import listing, name_list, require_choice
+from ragst_sd._validate import listing, name_list, names_among, require_choice
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
@@ -185,21 +185,12 @@ def reliability(
 
 
 def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | None) -> list[str]:
-    has = [name for name in table.obs if is_numeric_dtype(table.obs[name])]
-    if _keys.DISAGREEMENT in table.layers:
-        has.append(_keys.DISAGREEMENT)
-    if intervals is not None:
-        has.append(_WIDTH)
+    over_genes = {_keys.DISAGREEMENT: _keys.DISAGREEMENT in table.layers, _WIDTH: intervals is not None}
+    chosen = [name for name, there in over_genes.items() if there]
     if maps is not None:
-        wanted = [maps] if isinstance(maps, str) else list(dict.fromkeys(maps))
-        missing = [name for name in wanted if name not in has]
-        if missing or not wanted:
-            fault = f"has {listing(missing)}, which the table has not" if missing else "is empty"
-            raise KeyError(f"`maps` {fault}. Available: {listing(has)}.")
-        return wanted
-    known = table.obs.count()
-    chosen = [name for name in (_keys.DISAGREEMENT, _WIDTH) if name in has]
-    chosen += [_keys.DISTANCE_PERCENTILE] if known.get(_keys.DISTANCE_PERCENTILE, 0) else []
+        has = [*table.obs.columns[list(map(is_numeric_dtype, table.obs.dtypes))], *chosen]
+        return names_among(maps, has, "maps", ": the table has no", KeyError)
+    chosen += [_keys.DISTANCE_PERCENTILE] if table.obs.count().get(_keys.DISTANCE_PERCENTILE, 0) else []
     if not chosen:
         raise ValueError(f"The table has nothing to draw: none of {listing(_MAPS)}. Predict again.")
     return chosen

@@ -13,6 +13,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
+from ragst_sd._metrics import pearson
 from ragst_sd._reference import read_header
 from ragst_sd._respond import response_from_half
 from ragst_sd._results import Prediction, predicted, remembered, require_matching
@@ -171,10 +172,10 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
 def _by_row(prediction: Prediction) -> np.ndarray:
     """(rows, cited) weights."""
     rows, weights = prediction.citations()
-    spot, place = np.nonzero(weights)
-    cited = (spot, rows[spot, place])
-    shape = (len(rows), len(prediction.cited))
-    return sp.coo_array((weights[spot, place].astype(float), cited), shape=shape).toarray()
+    # What is not cited is written into one column more, the last one.
+    out = np.zeros((len(rows), len(prediction.cited) + 1))
+    np.put_along_axis(out, rows, weights, axis=1)
+    return out[:, :-1]
 
 
 def _states(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:
@@ -199,13 +200,6 @@ def _agreement(cited: AnnData, row: AnnData, *, against_halves: bool) -> np.ndar
         pairs = [(cited.layers[a], row.layers[b]) for a, b in ((first, second), (second, first))]
     each_way = []
     for values, truth in pairs:
-        measured = dense(truth).ravel()
-        each_way.append([correlation(response, measured) for response in dense(values)])
+        responses = dense(values)
+        each_way.append(pearson(responses.T, np.broadcast_to(dense(truth), responses.shape).T))
     return np.mean(each_way, axis=0)
-
-
-def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson correlation; NaN where one of them does not vary."""
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b / scale) if scale > 1e-12 else np.nan

@@ -16,11 +16,20 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types, measured_columns
-from ragst_sd._results import MIN_CV_PEARSON, Prediction, predicted, require_columns
-from ragst_sd._validate import name_list, require_positive
+from ragst_sd._results import MIN_CV_PEARSON, predicted, require_columns
+from ragst_sd._validate import name_list, require_key, require_positive
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.pl import _style
-from ragst_sd.pl._explain import SECTIONS, brings_texts, draw_steps, facts, split_lines, steps_of, value_text
+from ragst_sd.pl._explain import (
+    SECTIONS,
+    brings_texts,
+    draw_steps,
+    facts,
+    require_values,
+    split_lines,
+    steps_of,
+    value_text,
+)
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import distrust, require_citations
 from ragst_sd.pl._section import Section, draw_image, extent_of, field_widths, read_section
@@ -73,13 +82,13 @@ def retrieval(
     Raises
     ------
     KeyError
-        If the table, spot or gene does not exist.
+        If the table, spot or gene does not exist, or the reference has no thumbnails.
     TypeError
         If `sdata` is no SpatialData.
     ValueError
         If `genes` names several, or `obs_names` nothing; the method cites no spots, this spot has no prediction (it
-        lies outside the image), no cited spot measured the gene, the reference is another one or has no thumbnails, or
-        the image is not in the object.
+        lies outside the image), no cited spot measured the gene, the reference is another one, or the image is not in
+        the object.
 
     Examples
     --------
@@ -104,13 +113,13 @@ def retrieval(
     require_columns(table, (_keys.N_DONORS, _keys.EFFECTIVE_N, _keys.OUT_OF_REFERENCE))
     spots, column = prediction.spots(names), prediction.genes(gene)
     note = distrust(prediction, column, min_cv_pearson)[0]
-    _require_evidence(prediction, spots)
+    require_citations(prediction)
     _require_tiles(prediction.header)
     measured_columns(reference.var_names, table.var_names[column], cell_types(reference))
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
-    _require_pictures(reference)
-    for name in np.array(names)[~np.isfinite(np.ravel(table.X[spots, column]))]:
-        raise ValueError(f"None of the spots cited for {str(name)!r} measured {gene!r}: there is nothing to show.")
+    todo = "Build it with `rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
+    require_key(_keys.THUMBNAIL, reference.obsm, "reference.obsm", todo)
+    require_values(prediction, spots, column)
     lines = [parts[parts["query"] == name] for name in names]
     steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
     section = read_section(prediction)
@@ -151,31 +160,12 @@ def retrieval(
     return axes[names[0]] if isinstance(obs_names, str) else axes
 
 
-def _require_evidence(prediction: Prediction, spots: np.ndarray) -> None:
-    require_citations(prediction)
-    table = prediction.table
-    for spot in spots:
-        if (table.obsm[_keys.ROWS][spot] < 0).all():
-            raise ValueError(
-                f"Spot {table.obs_names[spot]!r} has no prediction: it lies outside image {prediction.header['image_key']!r}. "
-                f"Choose one whose `obs[{_keys.EFFECTIVE_N!r}]` is not NaN."
-            )
-
-
 def _require_tiles(header: dict[str, Any]) -> None:
     if not knows_tiles(header["encoder"]):
         raise ValueError(
             f"The embedding {str(header['use_rep'])!r} is of unknown origin: it does not say of which tiles it was "
             "made, which this picture shows. State it with `rg.pp.use_features(..., model=..., tile_px=..., mpp=...)` "
             "for the sections of the reference and the query, build, fit and predict again."
-        )
-
-
-def _require_pictures(reference: AnnData) -> None:
-    if _keys.THUMBNAIL not in reference.obsm:
-        raise ValueError(
-            f"The reference has no pictures of its spots (`obsm[{_keys.THUMBNAIL!r}]`). Build it with "
-            "`rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
         )
 
 

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import Collection, EllipseCollection, PathCollection
-from matplotlib.path import Path
 from scipy.spatial import KDTree
-from shapely.geometry.polygon import orient
+from shapely.plotting import patch_from_polygon
 
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
@@ -105,16 +104,12 @@ def read_section(prediction: Prediction, *, or_white: bool = False) -> Section:
         (xy, index), affine, pyramid = element_centers(sdata, shapes_key), np.eye(3), Pyramid((), ())
     order, element = rows_in_order(table, prediction.key, shapes_key, index), sdata[shapes_key]
     shapes = element.iloc[order] if hasattr(element, "geometry") else None
-    if has_image or from_thumbnails:
-        mpp = embedded_mpp_of(sdata, header)
-    else:
-        mpp = float(header["image_mpp"]) if np.isfinite(header["image_mpp"]) else None
-    section = Section(pyramid, mpp, xy[order], shapes, affine)
+    section = Section(pyramid, embedded_mpp_of(sdata, header), xy[order], shapes, affine)
     if has_image:
         return section
     if from_thumbnails:
         pictures = np.asarray(embedded.obsm[_keys.THUMBNAIL])[embedded.obs_names.get_indexer(table.obs_names)]
-        return _on_thumbnails(section, pictures, patch_edge(embedded, mpp, xy))
+        return _on_thumbnails(section, pictures, patch_edge(embedded, section.mpp, xy))
     # More than is shown around the spots, whatever frame they lie in.
     return _on_white(section, float(np.ptp(xy[order], axis=0).max()) + 2 * section.reach)
 
@@ -214,7 +209,9 @@ def field_widths(encoder: Mapping[str, Any], section: Section) -> list[float]:
 def draw_spots(ax: Axes, section: Section, rows: np.ndarray, **style: Any) -> Collection:
     """Draw spots in true size: circles by their radius, everything else by its outline."""
     if section.radii is None:
-        paths = [_outline(shape, section.affine) for shape in section.element.geometry.iloc[rows]]
+        (a, b, x), (c, d, y) = section.affine[:2]
+        outlines = section.element.geometry.iloc[rows].affine_transform([a, b, c, d, x, y])
+        paths = [patch_from_polygon(outline).get_path() for outline in outlines]
         return ax.add_collection(PathCollection(paths, **style), autolim=False)
     return draw_discs(ax, section.centers[rows], 2 * section.radii[rows], **style)
 
@@ -229,15 +226,3 @@ def draw_discs(ax: Axes, centers: np.ndarray, diameter: np.ndarray, **style: Any
     style |= {"units": "xy", "offsets": centers, "offset_transform": ax.transData}
     discs = EllipseCollection(diameter, diameter, 0 * diameter, **style)
     return ax.add_collection(discs, autolim=False)
-
-
-def _outline(shape: Any, affine: np.ndarray) -> Any:
-    """Path of a polygon or multipolygon, holes included."""
-    paths = []
-    for polygon in getattr(shape, "geoms", [shape]):
-        # Holes stay empty only where they run against their exterior.
-        oriented = orient(polygon)
-        for ring in (oriented.exterior, *oriented.interiors):
-            corners = np.asarray(ring.coords)[:, :2]
-            paths.append(Path(apply_affine(affine, corners), closed=True))
-    return Path.make_compound_path(*paths)

@@ -27,7 +27,7 @@ from ragst_sd._replacing import replace_text
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._section import read_section
-from ragst_sd.pl._viewer_content import choose_genes, collect_numbers, collect_pictures
+from ragst_sd.pl._viewer_content import choose_genes, collect_numbers, collect_pictures, jpeg
 from ragst_sd.retrieval.grounding import FLAGGED
 
 # The page's promise, in bytes.
@@ -56,11 +56,6 @@ class Page:
             f'<iframe srcdoc="{source}" title="ragst_sd viewer" sandbox="allow-scripts" width="100%" '
             f'height="{self.height}" style="border: 1px solid #ccc"></iframe>'
         )
-
-    def __fspath__(self) -> str:
-        if self.path is None:
-            raise TypeError("The page was not written to a file; call `rg.pl.viewer(..., path=...)`.")
-        return str(self.path)
 
 
 def viewer(
@@ -189,12 +184,14 @@ def viewer(
                 cited = bank.obs.index.get_indexer(about["names"]["cited"])
                 thumbnails = reference.obsm.get(_keys.THUMBNAIL)
                 pictures = collect_pictures(section, prediction.header["encoder"], thumbnails, cited)
-            arrays |= pictures.places
+            images, places, shown = pictures
+            arrays |= places
             blocks = {name: _pack(values) for name, values in arrays.items()}
             described = {name: {"dtype": str(v.dtype), "shape": list(v.shape)} for name, v in arrays.items()}
-            head = facts | about | {"image": pictures.facts, "blocks": described, "colormaps": _colormaps()}
+            head = facts | about | {"image": shown, "blocks": described, "colormaps": _colormaps()}
             for quality in _QUALITIES:
-                yield _fill(head, {"numbers": blocks, **pictures.encode(quality)})
+                files = {kind: {str(i): jpeg(p, quality) for i, p in enumerate(images[kind])} for kind in images}
+                yield _fill(head, {"numbers": blocks, **files})
 
     for page in pages():
         size = len(page.encode())

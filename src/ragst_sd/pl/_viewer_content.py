@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
@@ -57,6 +56,10 @@ def collect_numbers(
     prediction, table, genes = origin.prediction, origin.prediction.table, origin.genes
     cited_values, was_measured, corrections = origin.measured_values(prediction.cited)
     levels, level_of = origin.level_means()
+    # Without a regression all of a value is retrieved; with one, the mean stands for what is left of the share.
+    shares, means = np.ones(len(genes)), np.zeros(len(genes))
+    if _keys.REGRESSION_KEY in table.obsm:
+        shares, means = _of_genes(table, _keys.RETRIEVAL_SHARE)[genes], origin.mean_of_stack()[0][0] - levels[0]
     values = {"prediction": prediction.values(genes), "evidence": prediction.values(genes, layer=_keys.EVIDENCE)}
     values |= {} if measured is None else {"measured": measured}
     intervals = prediction.intervals(genes)
@@ -73,7 +76,7 @@ def collect_numbers(
         **{name: table.obs[name].to_numpy(np.float32) for name in OBS_COLUMNS},
         **neighbours,
         "levels": levels.astype(np.float32),
-        "means": _means(origin, levels).astype(np.float32),
+        "means": means.astype(np.float32),
         "level_of": level_of.astype(np.int32),
         "cited_values": _int16(_multiples(cited_values[shown], decimals)),
         "cited_section": section.ravel().astype(np.uint16),
@@ -93,7 +96,7 @@ def collect_numbers(
     facts = {
         "genes": [
             {"name": name, "trust": _number(r), "ceiling": _number(highest), "share": _number(share)}
-            for name, r, highest, share in zip(origin.names, trust, ceiling, _shares(table)[genes], strict=True)
+            for name, r, highest, share in zip(origin.names, trust, ceiling, shares, strict=True)
         ],
         "decimals": decimals,
         "missing": _MISSING,
@@ -109,19 +112,6 @@ def collect_numbers(
 
 def _of_genes(table: AnnData, name: str) -> np.ndarray:
     return table.var[name].to_numpy(float) if name in table.var else np.full(table.n_vars, np.nan)
-
-
-def _shares(table: AnnData) -> np.ndarray:
-    """Share of retrieval in each gene, one where there is no regression beside it."""
-    shares = _of_genes(table, _keys.RETRIEVAL_SHARE)
-    return shares if _keys.REGRESSION_KEY in table.obsm else np.ones_like(shares)
-
-
-def _means(origin: Origin, levels: np.ndarray) -> np.ndarray:
-    """Mean of each gene before `levels`, which stands for what is left of the share; zero without a regression."""
-    if _keys.REGRESSION_KEY not in origin.prediction.table.obsm:
-        return np.zeros(len(origin.genes))
-    return origin.mean_of_stack()[0][0] - levels[0]
 
 
 def _number(value: float) -> float | None:
@@ -178,26 +168,14 @@ def _neighbours(prediction: Prediction, measured: np.ndarray, n_shown: int) -> t
     return arrays, shown
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """What a page shows as pictures, and what it knows about them."""
+def collect_pictures(
+    section: Section, encoder: dict[str, Any], thumbnails: Any, cited: np.ndarray
+) -> tuple[dict[str, list[Image.Image]], dict[str, np.ndarray], dict[str, Any]]:
+    """Pictures of the section and its spots, and the `thumbnails` of `cited` rows of the reference, by position.
 
-    images: dict[str, list[Image.Image]]
-    """The section, and sheets of equal square tiles, row by row."""
-    places: dict[str, np.ndarray]
-    """Place and size of each spot in pixels of the image, from the upper left corner of the part shown."""
-    facts: dict[str, Any]
-
-    def encode(self, quality: int) -> dict[str, dict[str, str]]:
-        """JPEG files in base64, by kind and number."""
-        return {
-            kind: {str(i): _jpeg(image, quality) for i, image in enumerate(images)}
-            for kind, images in self.images.items()
-        }
-
-
-def collect_pictures(section: Section, encoder: dict[str, Any], thumbnails: Any, cited: np.ndarray) -> Pictures:
-    """Pictures of the section and its spots, and the `thumbnails` of `cited` rows of the reference, by position."""
+    By kind: the section, and sheets of equal square tiles, row by row. Also place and size of each spot in pixels of
+    the image, from the upper left corner of the part shown, and what to know about the pictures.
+    """
     left, right, top, bottom = box = extent_of(section, section.reach)
     mpp, tile_px = float(encoder["mpp"]), int(encoder["tile_px"])
     if not knows_tiles(encoder):
@@ -236,7 +214,7 @@ def collect_pictures(section: Section, encoder: dict[str, Any], thumbnails: Any,
         images["thumbnails"] = _sheets(shown)
         facts["thumbnail_px"] = shown.shape[1]
     places = {"xy": section.centers - [left, top], "radius": _radii(section, square=square)}
-    return Pictures(images, {name: values.astype(np.float32) for name, values in places.items()}, facts)
+    return images, {name: values.astype(np.float32) for name, values in places.items()}, facts
 
 
 def _are_squares(section: Section) -> bool:
@@ -266,7 +244,8 @@ def _sheets(tiles: np.ndarray) -> list[Image.Image]:
     return sheets
 
 
-def _jpeg(image: Image.Image, quality: int) -> str:
+def jpeg(image: Image.Image, quality: int) -> str:
+    """A JPEG file in base64."""
     out = BytesIO()
     image.save(out, "JPEG", quality=quality, optimize=True)
     return b64encode(out.getvalue()).decode()

@@ -23,7 +23,7 @@ from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import without_huge_chunks, worker_device
 from ragst_sd.pp._embedding_header import Spots, default_key, embedding_header, same_header
-from ragst_sd.pp._embedding_run import open_cache, run_embedding
+from ragst_sd.pp._embedding_run import run_embedding
 from ragst_sd.pp._tile_grid import require_resolution
 
 logger = logging.getLogger(__name__)
@@ -252,7 +252,8 @@ def embed_tiles(
                 model=model,
                 options=options,
                 reading={"batch_size": batch_size, "num_workers": num_workers},
-                open_cache=open_cache(cache, header=header, batch_size=batch_size, encoder=encoder),
+                cache=cache,
+                header=header,
                 advance=bar.update,
             )
     if not inside.all():

@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -35,23 +34,24 @@ def run_embedding(
     model: Any,
     options: Mapping[str, Any],
     reading: Mapping[str, Any],
-    open_cache: Callable[[Sequence[Part]], EmbeddingCache] | None,
+    cache: str | os.PathLike[str] | None,
+    header: Mapping[str, Any],
     advance: Callable[[int], object],
 ) -> np.ndarray:
     """Embed the tiles around `xy`: float32 (n, d * fields), NaN off the image.
 
     `model` and `options` are what the encoder was made of, from which workers make theirs; `reading` holds
-    `batch_size` and `num_workers`; `open_cache` opens the cache for the parts of this run.
+    `batch_size` and `num_workers`; the folder `cache` keeps finished parts by `header`, which says what is embedded.
     """
     from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
 
     parts = plan_parts(pyramid, xy, fields, batch_size=reading["batch_size"])
-    cache = None if open_cache is None else open_cache(parts)
-    values = [None if cache is None else cache.read(position, len(part.rows)) for position, part in enumerate(parts)]
+    kept = None if cache is None else EmbeddingCache(cache, header, reading["batch_size"], parts)
+    values = [None if kept is None else kept.read(position) for position in range(len(parts))]
     missing = [position for position, embedded in enumerate(values) if embedded is None]
     todo = [parts[position] for position in missing]
-    if cache is not None and len(todo) < len(parts):
-        logger.info("Going on from %d of %d parts in the cache %s.", len(parts) - len(todo), len(parts), cache.folder)
+    if kept is not None and len(todo) < len(parts):
+        logger.info("Going on from %d of %d parts in the cache %s.", len(parts) - len(todo), len(parts), kept.folder)
         advance(sum(len(embedded) for embedded in values if embedded is not None))
 
     on_workers = bool(todo) and active_client() is not None
@@ -67,8 +67,8 @@ def run_embedding(
             values[position] = embedded
             if on_workers:
                 advance(len(embedded))
-            if cache is not None:
-                cache.write(position, embedded)
+            if kept is not None:
+                kept.write(position, embedded)
     return collect_parts(len(xy), len(fields), parts, values)  # type: ignore[arg-type]
 
 
@@ -77,44 +77,6 @@ class EmbeddingCache:
 
     One cache serves many images and encoders: what was made in another way lies in another folder. Every file is
     written beside its place and moved there, so it is whole or absent.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], run: Mapping[str, Any], parts: Sequence[Part]) -> None:
-        # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
-        digest = hashlib.sha256()
-        for part in parts:
-            digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
-            digest.update(part.rows.astype("<i8").tobytes())
-        text = json.dumps({**run, "plan": digest.hexdigest()}, indent=1)
-        self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_text(self.folder / "run.json", text)
-
-    def read(self, position: int, n_rows: int) -> np.ndarray | None:
-        """Embeddings of a part, or `None` if they are not there or not whole."""
-        path = self.folder / f"part-{position:06d}.npy"
-        if not path.exists():
-            return None
-        try:
-            # Mapped first: a header that promises more than the file holds is refused before memory is taken.
-            values = np.load(path, mmap_mode="r", allow_pickle=False)
-            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32 or not np.isfinite(values).all():
-                raise ValueError(f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}")
-            return np.array(values)
-        except (ValueError, OSError, EOFError) as error:
-            logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
-            return None
-
-    def write(self, position: int, values: np.ndarray) -> None:
-        """Keep the embeddings of a part."""
-        with replaced_file(self.folder / f"part-{position:06d}.npy") as beside, beside.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
-
-
-def open_cache(
-    path: str | os.PathLike[str] | None, *, header: Mapping[str, Any], batch_size: int, encoder: Encoder
-) -> Callable[[Sequence[Part]], EmbeddingCache] | None:
-    """What opens the cache at `path` for the parts of one run; `None` without a path.
 
     Raises
     ------
@@ -123,16 +85,40 @@ def open_cache(
     NotADirectoryError
         If `path` is a file.
     """
-    if path is None:
-        return None
-    require_type(path, (str, os.PathLike), "cache", "It is the path of a folder.")
-    if Path(path).exists() and not Path(path).is_dir():
-        raise NotADirectoryError(f"`cache` is {str(path)!r}, which is a file. Give a folder, new or not.")
-    if encoder.name is None:
-        raise ValueError(
-            "`cache` was given with a model that has no name: what is found in the cache could be another model's. "
-            "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
-        )
-    described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
-    # Batches may show in the last bits of an embedding.
-    return partial(EmbeddingCache, path, {**described, "batch_size": batch_size})
+
+    def __init__(
+        self, path: str | os.PathLike[str], header: Mapping[str, Any], batch_size: int, parts: Sequence[Part]
+    ) -> None:
+        require_type(path, (str, os.PathLike), "cache", "It is the path of a folder.")
+        if Path(path).is_file():
+            raise NotADirectoryError(f"`cache` is {str(path)!r}, which is a file. Give a folder, new or not.")
+        if not header["encoder"]:
+            raise ValueError(
+                "`cache` was given with a model that has no name: what is found in the cache could be another model's. "
+                "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
+            )
+        # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
+            digest.update(part.rows.astype("<i8").tobytes())
+        described = {key: np.asarray(value).tolist() for key, value in sorted(header.items())}
+        # Batches may show in the last bits of an embedding.
+        text = json.dumps({**described, "batch_size": batch_size, "plan": digest.hexdigest()}, indent=1)
+        self.folder = Path(path) / hashlib.sha256(text.encode()).hexdigest()[:24]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.folder / "run.json", text)
+
+    def read(self, position: int) -> np.ndarray | None:
+        """Embeddings of a part, or `None` if they are not there or not whole."""
+        path = self.folder / f"part-{position:06d}.npy"
+        try:
+            return np.load(path, allow_pickle=False) if path.exists() else None
+        except (ValueError, OSError, EOFError) as error:
+            logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
+            return None
+
+    def write(self, position: int, values: np.ndarray) -> None:
+        """Keep the embeddings of a part."""
+        with replaced_file(self.folder / f"part-{position:06d}.npy") as beside, beside.open("wb") as file:
+            np.save(file, values, allow_pickle=False)

@@ -112,17 +112,15 @@ def filter_predicted(
     header = {**header, "filter": _record(header.get("filter"), thresholds, table.n_vars, dropped)}
     if isinstance(sdata, AnnData) and inplace:
         # Not `table`, which is a copy where values are stored as a sparse matrix.
-        sdata._inplace_subset_var(keep)
-        sdata.uns[_keys.RETRIEVAL] = header
-        write_sums(sdata)
-        return None
-    filtered = table[:, keep].copy()
+        filtered = sdata
+        filtered._inplace_subset_var(keep)
+    else:
+        filtered = table[:, keep].copy()
     filtered.uns[_keys.RETRIEVAL] = header
     write_sums(filtered)
-    if not inplace:
-        return filtered
-    sdata.tables[key_added or prediction_key] = filtered
-    return None
+    if inplace and isinstance(sdata, SpatialData):
+        sdata.tables[key_added or prediction_key] = filtered
+    return None if inplace else filtered
 
 
 def _record(

@@ -31,7 +31,7 @@ from ragst_sd._elements import (
     squares_on_image,
 )
 from ragst_sd._resolution import image_mpp_of
-from ragst_sd._validate import listing, only_one, require_positive, require_type
+from ragst_sd._validate import listing, only_one, require_between, require_positive, require_type
 from ragst_sd.image.frames import similarity_scale
 from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.io._st_counts import places_among
@@ -63,9 +63,7 @@ def take_features(
     An image is needed for tiles that are known by their corners in its pixels, and else used where there is one.
     """
     for field in context:
-        require_positive(field, "context")
-        if field < 1:
-            raise ValueError(f"`context` has {field:g}: features of whole tiles cannot be divided. Ask for 1 and more.")
+        require_between(field, 1, np.inf, "context", "Features of whole tiles cannot be divided: ask for 1 and more.")
     if image_key is not None or features.corners is not None or len(sdata.images):
         image_key = resolve_image(sdata, image_key)
         image_mpp = image_mpp_of(sdata, image_key, image_mpp)
@@ -148,15 +146,14 @@ def _new_spots(
     todo = "The object has no table: give the shapes that are there one (`rg.pp.embed_tiles` does), or remove them."
     require_free(sdata, _TILES, f"tiles of {features.what}", todo)
     require_free(sdata, _TILES_TABLE, f"tiles of {features.what}", todo)
-    frames = dict(get_transformation(sdata.images[image_key], get_all=True))
-    if coordinate_system is None and len(frames) == 1:
-        coordinate_system = next(iter(frames))
-    if coordinate_system is None or coordinate_system not in frames:
+    frames = list(get_transformation(sdata.images[image_key], get_all=True))
+    frame = frames[0] if coordinate_system is None and len(frames) == 1 else coordinate_system
+    if frame not in frames:
         raise ValueError(f"Say with `coordinate_system=` which frame of {image_key!r} is meant: {listing(frames)}.")
     xy, width = _needed(tiles, features), float(_needed(edge, features))
     shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
     table = empty_table(shapes.index, _TILES)
-    return Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), coordinate_system, shapes)
+    return Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), str(frame), shapes)
 
 
 def _tiles_of_table(
@@ -230,8 +227,6 @@ def _edge(features: TileFeatures, edge: float | None, image_mpp: float | None) -
 
 def _needed(geometry: Any, features: TileFeatures) -> Any:
     """Places or edge of the tiles, if they are known."""
-    if geometry is None and features.corners is None and features.names is not None and features.table is None:
-        raise ValueError(f"{features.what} holds barcodes but no 'coords', and the object has no table to match.")
     if geometry is None:
         raise ValueError(
             f"{features.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "

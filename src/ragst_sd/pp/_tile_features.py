@@ -126,22 +126,23 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     name = next((key for key, each in sdata.tables.items() if each is table), None)
     stated: dict[str, Any] = {}
     # What LazySlide and sopa keep beside their tables; the former as an object while it is in memory.
-    specs, config = sdata.attrs.get("tile_spec"), table.uns.get("embedding_config")
-    spec = specs.get(region) if isinstance(specs, Mapping) else None
-    if isinstance(config, Mapping) and config:
+    spec, config = sdata.attrs.get("tile_spec", {}).get(region), table.uns.get("embedding_config")
+    if config:
         magnification = config.get("magnification")
         stated = {"model": config.get("model_name"), "tile_px": config.get("patch_width")}
         stated["mpp"] = UM_AT_1X / magnification if magnification else None
     elif spec is not None:
-        stated = {"model": None if name is None else name.removesuffix(f"_{region}")}
-        for field, of_spec in (("tile_px", "width"), ("mpp", "mpp")):
-            stated[field] = spec.get(of_spec) if hasattr(spec, "get") else getattr(spec, of_spec, None)
+        width, mpp = (spec[part] if isinstance(spec, Mapping) else getattr(spec, part) for part in ("width", "mpp"))
+        model = None if name is None else name.removesuffix(f"_{region}")
+        stated = {"model": model, "tile_px": width, "mpp": mpp}
     return TileFeatures(what, vectors, rows_of=name, table=table, shapes_key=region, **stated)
 
 
 def _vectors(values: Any, what: str) -> np.ndarray:
     """(m, d) float32, NaN throughout where there is no vector."""
     vectors = dense(values, what).astype(np.float32)
+    if vectors.ndim != 2:
+        raise ValueError(f"{what} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings.")
     broken = ~np.isfinite(vectors).all(axis=1) & ~np.isnan(vectors).all(axis=1)
     if broken.any():
         raise ValueError(
@@ -160,7 +161,7 @@ def read_embedding_file(path: Path) -> TileFeatures:
     Raises
     ------
     ValueError
-        If the file is damaged, holds no vectors per tile, or values that are NaN.
+        If the file is damaged, holds no vectors per tile, or vectors that are NaN in part.
     """
     with readable(path, "h5"), h5py.File(path) as file:
         content = {name: item[()] for name, item in file.items() if isinstance(item, h5py.Dataset)}
@@ -171,15 +172,21 @@ def read_embedding_file(path: Path) -> TileFeatures:
             f"{path.name!r} holds the datasets {listing(content)}; expected 'features' (TRIDENT, CLAM) or "
             "'embeddings' (HEST)."
         )
-    vectors = np.asarray(content[key], dtype=np.float32)
-    corners = np.asarray(content["coords"], dtype=float) if "coords" in content else None
-    barcodes = next((np.asarray(content[name]) for name in BARCODES if name in content), None)
     # Some writers keep a leading axis for the slide.
-    vectors = vectors[0] if vectors.ndim == 3 and len(vectors) == 1 else vectors
-    corners = corners[0] if corners is not None and corners.ndim == 3 and len(corners) == 1 else corners
+    slide = {name: values[0] if np.shape(values)[:-2] == (1,) else values for name, values in content.items()}
+    vectors, corners = _vectors(slide[key], f"{key!r} in {path.name!r}"), slide.get("coords")
+    barcodes = next((slide[name] for name in BARCODES if name in slide), None)
     if barcodes is not None:
         barcodes = names_of_spots(barcodes, len(vectors), path.name, "vectors")
-    _check(path.name, key, vectors, corners, is_named=barcodes is not None)
+    elif corners is None:
+        raise ValueError(
+            f"{path.name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors have no place."
+        )
+    if corners is not None and corners.shape != (len(vectors), 2):
+        raise ValueError(
+            f"'coords' in {path.name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a "
+            "whole slide?"
+        )
     about = attributes.get("coords", {})
     magnification = float(about.get("target_magnification", 0))
     stated: dict[str, Any] = {"edge_px": about.get("patch_size_level0"), "tile_px": about.get("patch_size")}
@@ -201,24 +208,6 @@ def names_of_spots(stored: np.ndarray, n: int, name: str, what: str) -> np.ndarr
         raise ValueError(f"{name!r} holds {len(barcodes)} barcodes for {n} {what}.")
     require_unique(barcodes, f"barcodes of {name!r}", "Each names one spot.")
     return barcodes
-
-
-def _check(name: str, key: str, vectors: np.ndarray, corners: np.ndarray | None, *, is_named: bool) -> None:
-    if vectors.ndim != 2:
-        raise ValueError(
-            f"{key!r} in {name!r} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings."
-        )
-    if not np.isfinite(vectors).all():
-        raise ValueError(
-            f"{key!r} in {name!r} is NaN or infinite in {int((~np.isfinite(vectors)).any(axis=1).sum())} tiles."
-        )
-    if corners is None and not is_named:
-        raise ValueError(f"{name!r} holds neither 'coords' nor 'barcodes': its {len(vectors)} vectors have no place.")
-    if corners is not None and corners.shape != (len(vectors), 2):
-        raise ValueError(
-            f"'coords' in {name!r} has the shape {corners.shape}; expected ({len(vectors)}, 2). Is this of a whole "
-            "slide?"
-        )
 
 
 def _text(value: Any) -> str | None:
