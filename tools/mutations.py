@@ -66,7 +66,13 @@ MUTATIONS = (
         "last + query_norm + error",
         "search search_properties",
     ),
-    Mutation("last rows of a block left out", "exact.py", "if whole < m:", "if whole > m:", "search search_properties"),
+    Mutation(
+        "rows that are near enough left out",
+        "exact.py",
+        "torch.nonzero(scores < self.worst()",
+        "torch.nonzero(scores > self.worst()",
+        "search search_properties",
+    ),
     Mutation(
         "nearer rows get less",
         "model.py",
