@@ -64,7 +64,7 @@ def test_rows_and_queries_are_known_by_their_responses_elsewhere(rng):
     np.testing.assert_allclose(lesson.views[1] @ lesson.views[1].T, expected @ expected.T, atol=1e-8)
     np.testing.assert_allclose(lesson.gram, y[lesson.here] @ y[lesson.here].T, atol=1e-8)
     assert lesson.measured.all()
-    np.testing.assert_allclose(lesson.own @ y, expected[-2:], atol=1e-10)
+    np.testing.assert_allclose(lesson.elsewhere[-2:] @ y, expected[-2:], atol=1e-10)
 
 
 def test_kernel_ridge_by_hand_and_each_row_left_out_of_itself(rng):
@@ -81,7 +81,7 @@ def test_kernel_ridge_by_hand_and_each_row_left_out_of_itself(rng):
     penalty = SETTINGS.alpha * np.trace(k[:n]) / n
     y = relative(bank, lesson.allowed)[lesson.here]
     expected = k[n] @ np.linalg.solve(k[:n] + penalty * np.eye(n), y)
-    found = part(lesson, "kernel_ridge", 1, SETTINGS, 4) @ relative(bank, lesson.allowed)
+    found = part(lesson, "kernel_ridge", 1, SETTINGS, 4)[0] @ relative(bank, lesson.allowed)
     np.testing.assert_allclose(found[0], expected)
     smooth = lesson.smooth(lesson.joined(1, SETTINGS.beta), SETTINGS.alpha)
     others = np.delete(np.arange(n), 6)
@@ -104,7 +104,7 @@ def test_the_nearest_rows_are_read_and_elsewhere_they_are_moved(rng):
     moved = lesson.linear(1, SETTINGS.linear) @ y[lesson.here]
     brings = {i: y[lesson.here[i]] if i < n else moved[i] for i in best}
     expected = sum(scores[i] ** SETTINGS.power / total * brings[i] for i in best)
-    np.testing.assert_allclose((part(lesson, "knn", 1, SETTINGS, 4) @ y)[0], expected, atol=1e-10)
+    np.testing.assert_allclose((part(lesson, "knn", 1, SETTINGS, 4)[0] @ y)[0], expected, atol=1e-10)
 
 
 def test_shares_add_up_to_what_is_predicted(rng):
@@ -113,7 +113,7 @@ def test_shares_add_up_to_what_is_predicted(rng):
     found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
     for lesson in lessons(bank, asked):
         y = relative(bank, lesson.allowed)
-        total = sum(s * part(lesson, name, 1, SETTINGS, 4) for name, s in zip(PARTS, shares[MEASURED], strict=True))
+        total = sum(s * part(lesson, name, 1, SETTINGS, 4)[0] for name, s in zip(PARTS, shares[MEASURED], strict=True))
         np.testing.assert_allclose((found.coefficients @ bank.values)[lesson.queries], total @ y, atol=1e-10)
     assert (found.cited >= 0).all() and not found.cited[~asked.eligible].any()
     assert found.cited[0, 27] > 0 and found.cited[1, 6] > 0

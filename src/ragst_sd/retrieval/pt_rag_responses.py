@@ -266,7 +266,7 @@ def _respond(
             np.put_along_axis(w, near.numpy(), weights[:, :-1].numpy().astype(np.float64), axis=1)
             added[queries] = maps.numpy() @ axes.T + alpha * w @ scene.relative[group.here]
             read[np.ix_(queries, group.allowed[group.here])] += w
-            read[np.ix_(queries, group.allowed)] += weights[:, -1:].numpy() * group.own[at]
+            read[np.ix_(queries, group.allowed)] += weights[:, -1:].numpy() * group.elsewhere[n:q][at]
     return added, read
 
 

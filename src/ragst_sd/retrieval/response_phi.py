@@ -113,7 +113,7 @@ def learned_places(
     most: (q, 1 + l, r) of queries by what their state is multiplied with, and (m, r).
     """
     codes, features = bank.sections[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
-    dose = doses(tuple(bank.screen.perturbed[row] for row in rows))[:, None]
+    dose = doses(bank.screen.perturbed)[rows, None]
     e, y = relative(features[rows], codes), relative(bank.values[rows] / dose, codes)
     left, size, axes = np.linalg.svd(e, full_matrices=False)
     rotated = left.T @ y

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,8 +61,8 @@ class Held(NamedTuple):
 
     def predict(self, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
         """(q, g) what one part adds to the mean."""
-        found = self.dose * self.lesson.reach * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
-        return found[self.kept]
+        coefficients, _ = part(self.lesson, name, kind, settings, n_neighbors)
+        return (self.dose * self.lesson.reach * (coefficients @ self.relative))[self.kept]
 
     def beyond(self, values: np.ndarray) -> np.ndarray:
         """(q, g) what does not lie along the mean of the pool."""
@@ -75,8 +75,7 @@ class Held(NamedTuple):
         return self._replace(kept=np.flatnonzero(keep), query=self.query.some(np.flatnonzero(keep)), **parts)
 
 
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """What was chosen for one kind of query."""
 
     settings: Settings
@@ -107,14 +106,8 @@ def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Ga
         held = held_out(bank, kind, shaped) if kind == MEASURED or bank.key.shape[1] else []
         found = choose_stack(bank, run, kind, held, parts, gated) if held else None
         chosen.append(found or (chosen[0] if kind else Chosen(Settings(), np.zeros(len(PARTS)), 0.0, 0.0, np.nan)))
-    return {
-        "n_cited": run.n_neighbors,
-        "stack_settings": np.array([one.settings for one in chosen]),
-        "stack_shares": np.array([one.shares for one in chosen]),
-        "stack_gated": np.array([one.gated for one in chosen]),
-        "stack_gain": np.array([one.gain for one in chosen]),
-        "stack_error": np.array([one.error for one in chosen]),
-    }
+    of_kinds = dict(zip(Chosen._fields, map(np.array, zip(*chosen, strict=True)), strict=True))
+    return {"n_cited": run.n_neighbors, **{f"stack_{name}": values for name, values in of_kinds.items()}}
 
 
 def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked | None:
@@ -192,7 +185,7 @@ def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson
         query, rows = query.some(keep), rows[keep]
         lesson = next(iter(lessons(one, query)))
     weight = np.clip(one.screen.reliability[rows], _LEAST_WEIGHT, 1)
-    dose_of_rows = doses(tuple(one.screen.perturbed[row] for row in lesson.allowed))[:, None]
+    dose_of_rows = doses(one.screen.perturbed)[lesson.allowed, None]
     gaps = relative(one.values[lesson.allowed], one.sections[lesson.allowed]) / dose_of_rows
     level, dose = pool_mean(one, query), doses(query.perturbed)[:, None]
     return [Held(one, query, lesson, gaps, dose, level, other.values[rows] - level, weight)]
