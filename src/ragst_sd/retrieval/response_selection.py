@@ -224,7 +224,7 @@ def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tup
         z = place_states(space, asked.states(taught))
         line = bilinear({"rank": options.rank, "alpha": options.alpha}, taught, asked)
         level = pool_mean(taught, asked)
-        relative = relative_responses(taught, asked, neighbors.rows, level)
+        relative = relative_responses(taught, asked, neighbors.rows)
         slope = neighbors.explained * (line.evidence + line.adjustment - level)
         for i, gate in enumerate(gates):
             weights = neighbors.explained * weigh(neighbors, gate, run.n_neighbors, every, z)
