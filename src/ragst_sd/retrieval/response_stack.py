@@ -180,9 +180,7 @@ def _leading(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, axes
 
 
-def part(
-    lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int
-) -> tuple[np.ndarray, np.ndarray]:
+def part(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
     """(q, a) coefficients of the relative responses of the rows that may be used; see `PARTS`.
 
     And (q, a) weights of the rows that are cited for it: those whose responses it reads one by one.
