@@ -16,7 +16,7 @@ from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.loop import AdamW, History, best_step, mean_curve, optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, History, best_step, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
@@ -108,7 +108,7 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     Returns
     -------
     `model_*`, `input_scale`, `gate`, those of :func:`ragst_sd.retrieval.regression.fit_regression`, and what the
-    training found (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
+    training found (`training_steps`, `inner_score`, `interrupted`).
     """
     options, key = run.options, training.key
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
@@ -232,13 +232,8 @@ def _steps(
     if not splits:
         logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", most)
     logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, most, score)
-    curve = mean_curve(histories)
-    record = {
-        "training_steps": steps,
-        "inner_score": np.float64(score),
-        "inner_curve": curve if len(curve) else np.zeros((1, 2)),
-        "interrupted": any(history.interrupted for history in histories),
-    }
+    interrupted = any(history.interrupted for history in histories)
+    record = {"training_steps": steps, "inner_score": np.float64(score), "interrupted": interrupted}
     return steps, record, splits[: len(evidence)], evidence
 
 

@@ -23,26 +23,20 @@ class _Limit:
     """
 
     def __init__(self) -> None:
-        self.lock, self.calls, self.n_threads, self.is_set = Lock(), 0, 1, False
+        self.lock, self.calls, self.n_threads = Lock(), 0, 1
 
     def enter(self) -> ExitStack:
+        limits = ExitStack()
         with self.lock:
             if not self.calls:
                 self.n_threads = torch.get_num_threads()
-            self.calls += 1
-            limits = ExitStack()
-            if not self.is_set:
                 with suppress(ImportError):
                     from threadpoolctl import threadpool_limits
 
-                    limits.callback(self._free)
                     limits.enter_context(threadpool_limits(1, user_api="blas"))
-                    self.is_set = True
+            self.calls += 1
         torch.set_num_threads(1)
         return limits
-
-    def _free(self) -> None:
-        self.is_set = False
 
     def leave(self, limits: ExitStack) -> None:
         with self.lock:
