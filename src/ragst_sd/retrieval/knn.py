@@ -115,9 +115,11 @@ def _compressed(coefficients: np.ndarray) -> np.ndarray:
     return largest_positive(left[:, keep] * singular[keep])
 
 
-def _fit_supervised(training: Bank, run: Run) -> dict[str, Any]:
-    return {**fit_knn(training, run), **fit_supervised(training, alphas=run.options.alphas)}
-
-
 KNN = Method(KnnOptions, fit_knn, select=select)
-KNN_SUPERVISED = Method(SupervisedOptions, _fit_supervised, select=select, place=supervised_phi, learns="values")
+KNN_SUPERVISED = Method(
+    SupervisedOptions,
+    lambda training, run: fit_knn(training, run) | fit_supervised(training, alphas=run.options.alphas),
+    select=select,
+    place=supervised_phi,
+    learns="values",
+)

@@ -25,8 +25,9 @@ from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state, fit_net, net_from_arrays
-from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
+from ragst_sd.retrieval.response_phi import fit_space, place_states
 from ragst_sd.retrieval.responses import Group, cite, grouped, pool_mean, relative
+from ragst_sd.retrieval.search import unit_rows
 
 _COMPONENTS = 100
 _HELD_OUT = 5
@@ -54,7 +55,7 @@ def scenes(bank: Bank, query: Query, axes: np.ndarray) -> Iterator[Scene]:
     for group in grouped(bank, query):
         gaps = relative(bank.values[group.allowed], bank.sections[group.allowed])
         elsewhere = group.elsewhere @ (gaps @ axes)
-        yield Scene(group, np.concatenate([unit(group.key), unit(elsewhere)], axis=1), elsewhere, gaps)
+        yield Scene(group, np.concatenate([unit_rows(group.key), unit_rows(elsewhere)], axis=1), elsewhere, gaps)
 
 
 def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:

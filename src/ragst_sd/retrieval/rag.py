@@ -90,7 +90,6 @@ class RagOptions(CitingOptions):
     regression: bool = switch(default=True)
 
 
-_BLOCK = 256
 _EVERY = 10
 # Scores over which the best one has to rise, or training ends.
 _PATIENCE = 3
@@ -189,27 +188,21 @@ def select(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection
 def gate_weights(parameters: Mapping[str, Any], key: np.ndarray, query: Query) -> np.ndarray:
     """(n, K) weights of the candidates, query by query in blocks of one fixed shape, without noise."""
     model, gate = model_from_arrays(parameters), GATES[str(parameters["gate"])]
-    n, k = query.candidates.rows.shape
-    out = np.zeros((n, k))
-    with torch.no_grad():
-        for start in range(0, n, _BLOCK):
-            part = slice(start, min(n, start + _BLOCK))
-            fill = ((0, _BLOCK - (part.stop - start)), (0, 0))
-            rows = np.pad(query.candidates.rows[part], fill, constant_values=-1)
-            asked, state = np.pad(query.key[part], fill), np.pad(query.state[part], fill)
-            absent = rows < 0
-            # A query without any candidate would divide by zero; its weights are set to zero below.
-            empty = np.asarray(absent.all(axis=1))
-            logits = model.logits(
-                torch.from_numpy(asked),
-                torch.from_numpy(key[np.maximum(rows, 0)]),
-                torch.from_numpy(state),
-                torch.from_numpy(absent & ~empty[:, None]),
-            )
-            weights = gate(logits, model.null).numpy()
-            weights[empty] = 0
-            out[part] = weights[: part.stop - start]
-    return out
+    n_phi, n_state = query.key.shape[1], query.state.shape[1]
+
+    def weigh(block: np.ndarray) -> np.ndarray:
+        asked, state, places = np.split(block, [n_phi, n_phi + n_state], axis=1)
+        rows = places.astype(np.int64)
+        absent = torch.from_numpy(rows < 0)
+        # A query without any candidate would divide by zero.
+        empty = absent.all(dim=1, keepdim=True)
+        asked, candidates, state = map(torch.from_numpy, (asked, key[np.maximum(rows, 0)], state))
+        with torch.no_grad():
+            weights = gate(model.logits(asked, candidates, state, absent & ~empty), model.null)
+        return weights.masked_fill(empty, 0.0).numpy()
+
+    rows = query.candidates.rows
+    return in_blocks(weigh, np.concatenate([query.key, query.state, rows], axis=1), rows.shape[1])
 
 
 def _steps(

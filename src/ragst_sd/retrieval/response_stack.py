@@ -27,8 +27,9 @@ import numpy as np
 
 from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.gate import normalised
-from ragst_sd.retrieval.response_phi import doses, spanned, unit
+from ragst_sd.retrieval.response_phi import doses, spanned
 from ragst_sd.retrieval.responses import familiar, grouped, relative
+from ragst_sd.retrieval.search import unit_rows
 
 MEASURED = 2
 """Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
@@ -89,13 +90,13 @@ class Lesson:
     @cached_property
     def reach(self) -> np.ndarray:
         """(q, 1) how far rows say anything of a query: of one that was measured nowhere, what they span of it."""
-        keys = unit(self.views[0])
+        keys = unit_rows(self.views[0])
         return np.where(self.measured, 1.0, spanned(keys[: len(self.here)], keys[self.asked]))[:, None]
 
     @cached_property
     def kernels(self) -> list[np.ndarray]:
         """(n + q + e, n) Gaussian kernels of the two views."""
-        return [self._gaussian(unit(view)) for view in self.views]
+        return [self._gaussian(unit_rows(view)) for view in self.views]
 
     @cached_property
     def axes(self) -> np.ndarray:
@@ -121,7 +122,7 @@ class Lesson:
 
     def linear(self, kind: int, alpha: float) -> np.ndarray:
         """(n + q + e, n) ridge on one view, the responses in other contexts or the embedding."""
-        view = self.views[1] if kind else unit(self.views[0])
+        view = self.views[1] if kind else unit_rows(self.views[0])
         return self.smooth(view @ view[: len(self.here)].T, alpha)
 
     def like(self, kind: int, beta: float) -> np.ndarray:
