@@ -108,10 +108,8 @@ def supervised_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray
 
 def _compressed(coefficients: np.ndarray) -> np.ndarray:
     """(p, q) matrix with the same products between its rows as a (p, g) one, q its rank."""
-    if not coefficients.any():
-        return np.zeros((len(coefficients), 0))
     left, singular, _ = np.linalg.svd(coefficients, full_matrices=False)
-    keep = singular > 1e-12 * singular[0]
+    keep = singular > 1e-12 * singular.max(initial=0.0)
     return largest_positive(left[:, keep] * singular[keep])
 
 

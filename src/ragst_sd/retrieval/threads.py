@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,13 +70,11 @@ def one_thread() -> Iterator[None]:
 
 def n_threads() -> int:
     """Threads of torch (`OMP_NUM_THREADS`), and no more than the affinity and the cgroup of the process allow."""
-    try:
+    with suppress(ImportError):
         from joblib import cpu_count
-    except ImportError:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    else:
-        allowed = cpu_count()
-    return max(1, min(torch.get_num_threads(), allowed))
+
+        return max(1, min(torch.get_num_threads(), cpu_count()))
+    return torch.get_num_threads()
 
 
 def on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
