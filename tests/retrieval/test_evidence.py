@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from ragst_sd.retrieval import evidence as evidence_module
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, weighted_average
 from ragst_sd.retrieval.sparse_product import cited_sums
@@ -41,9 +40,7 @@ def case():
 
 
 @pytest.mark.parametrize("kind", ["dense", "csr"])
-@pytest.mark.parametrize("block", [1, 2**24])
-def test_masked_average(case, kind, block, monkeypatch):
-    monkeypatch.setattr(evidence_module, "_BLOCK_VALUES", block)
+def test_masked_average(case, kind):
     rows, weights, values, panels, measured = case
     bank = sp.csr_matrix(values.astype(np.float32)) if kind == "csr" else values
     got = weighted_average(rows, weights, bank, panels=panels, measured=measured)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     Adjustment = Callable[[Mapping[str, Any], Bank, Selection], np.ndarray]
 
-_BLOCK_VALUES = 2**24
 _GATHERED_VALUES = 2**28
 
 
@@ -60,16 +59,8 @@ def weighted_average(
     float32 (n, g).
     """
     weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
-
-    # Block by block of queries: a dense array of (queries, k, genes) never exists.
-    out = np.empty((len(rows), values.shape[1]), dtype=np.float32)
-    step = max(1, _BLOCK_VALUES // max(1, values.shape[1]))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        sums = _gathered if isinstance(values, torch.Tensor) else cited_sums
-        total = sums(rows[part], weights[part], values)
-        out[part] = _per_vote(total, rows[part], weights[part], panels, measured)
-    return out
+    sums = _gathered if isinstance(values, torch.Tensor) else cited_sums
+    return _per_vote(sums(rows, weights, values), rows, weights, panels, measured)
 
 
 def _per_vote(

@@ -115,11 +115,18 @@ def find_neighbors(
 
 
 def relative_responses(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
-    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts."""
-    rows = np.maximum(rows, 0)
+    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
+
+    Means are taken over the rows that the query may use.
+    """
+    rows, at = np.maximum(rows, 0), np.arange(bank.sections.max() + 1)
+    centres = np.empty((*rows.shape, bank.values.shape[1]))
+    for queries, allowed in patterns(query.eligible):
+        means = means_at(bank.values[allowed], bank.sections[allowed], at)
+        centres[queries] = means[bank.sections[rows[queries]]]
     # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
     dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
-    return bank.values[rows] * dose[..., None] - _centres(bank, query, rows)
+    return bank.values[rows] * dose[..., None] - centres
 
 
 def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -267,11 +274,3 @@ def _best(weights: np.ndarray, k: int) -> np.ndarray:
     np.put_along_axis(out, order, 0.0, axis=1)
     total = out.sum(axis=1, keepdims=True)
     return out * np.divide(weights.sum(axis=1, keepdims=True), total, out=np.ones_like(total), where=total > 0)
-
-
-def _centres(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
-    """(q, K, g) mean of the context of each candidate over the rows that the query may use."""
-    out, at = np.empty((*rows.shape, bank.values.shape[1])), np.arange(bank.sections.max() + 1)
-    for queries, allowed in patterns(query.eligible):
-        out[queries] = means_at(bank.values[allowed], bank.sections[allowed], at)[bank.sections[rows[queries]]]
-    return out
