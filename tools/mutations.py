@@ -111,8 +111,8 @@ MUTATIONS = (
     Mutation(
         "absent rows weighed",
         "gate.py",
-        "normalised(present.astype(np.float64))",
-        "normalised(np.ones(present.shape))",
+        "np.where(present, np.exp(-sharpness * scaled**2), 0.0)",
+        "np.exp(-sharpness * scaled**2)",
         "methods",
     ),
     Mutation(
