@@ -188,11 +188,12 @@ def _train(
                 nn.functional.mse_loss(predicted, wanted) + 1 - section_correlation(predicted, wanted, sections[batch])
             )
 
-        truth = None if held is None else dense(training.values[held][:, targets.genes])
+        scored = np.zeros(0, dtype=np.int64) if held is None else held
+        truth = dense(training.values[scored][:, targets.genes])
 
         def score() -> float:
-            predicted = network(torch.as_tensor(x[held], dtype=torch.float32, device=run.device))
-            return within_section_pearson(_array(predicted), truth, training.sections[held])
+            predicted = network(torch.as_tensor(x[scored], dtype=torch.float32, device=run.device))
+            return within_section_pearson(_array(predicted), truth, training.sections[scored])
 
         history = optimise(
             network,

@@ -191,14 +191,14 @@ def gate_weights(parameters: Mapping[str, Any], key: np.ndarray, query: Query) -
     n_phi, n_state = query.key.shape[1], query.state.shape[1]
 
     def weigh(block: np.ndarray) -> np.ndarray:
-        asked, state, places = np.split(block, [n_phi, n_phi + n_state], axis=1)
-        rows = places.astype(np.int64)
+        asked, state, numbers = np.split(block, [n_phi, n_phi + n_state], axis=1)
+        rows = numbers.astype(np.int64)
         absent = torch.from_numpy(rows < 0)
         # A query without any candidate would divide by zero.
         empty = absent.all(dim=1, keepdim=True)
-        asked, candidates, state = map(torch.from_numpy, (asked, key[np.maximum(rows, 0)], state))
+        of_query, candidates, around = map(torch.from_numpy, (asked, key[np.maximum(rows, 0)], state))
         with torch.no_grad():
-            weights = gate(model.logits(asked, candidates, state, absent & ~empty), model.null)
+            weights = gate(model.logits(of_query, candidates, around, absent & ~empty), model.null)
         return weights.masked_fill(empty, 0.0).numpy()
 
     rows = query.candidates.rows

@@ -143,10 +143,10 @@ def _chosen(
     for code in range(len(_KINDS)):
         of_kind = kind == code
         of_kind = of_kind if of_kind.sum() >= _MIN_KIND else np.ones_like(of_kind)
-        places, shares, *gain = choose(correlation[:, :, of_kind], weight[of_kind])
+        places, shares, gain, error = choose(correlation[:, :, of_kind], weight[of_kind])
         for (gate, trust), share in zip(places, shares.tolist(), strict=True):
             lines.append((code, *gates[gate], *TRUST[trust], share))
-        gains.append(tuple(gain))
+        gains.append((gain, error))
     return lines, gains
 
 

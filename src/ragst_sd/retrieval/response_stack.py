@@ -84,7 +84,7 @@ class Lesson:
     @property
     def measured(self) -> np.ndarray:
         """(q,) whether a query was measured in another context, as rows that teach were."""
-        known = self.views[1].any(axis=1)
+        known = np.asarray(self.views[1].any(axis=1))
         return np.asarray(known[self.asked] & (known[: len(self.here)].sum() >= _LEAST_ROWS))
 
     @cached_property
