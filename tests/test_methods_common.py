@@ -16,7 +16,7 @@ from ragst_sd.retrieval import run as runner
 from ragst_sd.retrieval.bank import Bank, Query, Run
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.evidence import cite
-from ragst_sd.retrieval.gate import uniform_gate
+from ragst_sd.retrieval.gate import distance_gate
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import CitingOptions, choice, resolve_options
@@ -38,7 +38,7 @@ class OwnOptions(CitingOptions):
 def nearest_two(parameters, bank, query):
     distances = query.candidates.distances.copy()
     distances[:, 2:] = np.nan
-    return cite(query, uniform_gate(distances))
+    return cite(query, distance_gate(distances, 0.0))
 
 
 OWN = Method(OwnOptions, fit=lambda bank, run: {"flavour": run.options.flavour}, select=nearest_two)

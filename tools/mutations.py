@@ -66,7 +66,13 @@ MUTATIONS = (
         "last + query_norm + error",
         "search search_properties",
     ),
-    Mutation("last rows of a block left out", "exact.py", "if whole < m:", "if whole > m:", "search search_properties"),
+    Mutation(
+        "rows that are near enough left out",
+        "exact.py",
+        "torch.nonzero(scores < self.worst()",
+        "torch.nonzero(scores > self.worst()",
+        "search search_properties",
+    ),
     Mutation(
         "nearer rows get less",
         "model.py",
@@ -105,8 +111,8 @@ MUTATIONS = (
     Mutation(
         "absent rows weighed",
         "gate.py",
-        "normalised(present.astype(np.float64))",
-        "normalised(np.ones(present.shape))",
+        "np.where(present, np.exp(-sharpness * scaled**2), 0.0)",
+        "np.exp(-sharpness * scaled**2)",
         "methods",
     ),
     Mutation(

@@ -25,7 +25,7 @@ from torch import nn
 
 from ragst_sd.retrieval.blocks import gelu, in_blocks
 from ragst_sd.retrieval.evidence import cite
-from ragst_sd.retrieval.gate import uniform_gate
+from ragst_sd.retrieval.gate import distance_gate
 from ragst_sd.retrieval.loop import History, best_step, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import CitingOptions, count, not_negative, positive, share
@@ -233,7 +233,7 @@ def _held_out_score(
 
 def select(parameters: dict[str, Any], bank: Bank, query: Query) -> Selection:
     """The nearest rows, weighted equally."""
-    return cite(query, uniform_gate(query.candidates.distances))
+    return cite(query, distance_gate(query.candidates.distances, 0.0))
 
 
 METHOD = Method(BleepOptions, fit_bleep, select=select, place=bleep_phi, place_rows=bleep_bank, learns="values")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from ragst_sd.retrieval.gate import GATES, distance_gate, entmax, gumbel, softmax, uniform_gate
+from ragst_sd.retrieval.gate import GATES, distance_gate, entmax, gumbel, softmax
 from ragst_sd.retrieval.loop import seeded
 
 INF = float("inf")
@@ -134,7 +134,7 @@ def test_fixed_gates(rng):
     distances[2] = np.nan
     distances[3] = 0
     got = distance_gate(distances, 1.7)
-    for row, weights, equal in zip(distances, got, uniform_gate(distances), strict=True):
+    for row, weights, equal in zip(distances, got, distance_gate(distances, 0.0), strict=True):
         present = ~np.isnan(row)
         raw = np.where(present, np.exp(-1.7 * (row / max(np.nanmax(row, initial=0), 1e-300)) ** 2), 0)
         np.testing.assert_allclose(weights, raw / max(raw.sum(), 1))

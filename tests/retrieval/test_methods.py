@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse as sp
 
 from ragst_sd.retrieval.bank import Bank, Selection
-from ragst_sd.retrieval.gate import distance_gate, uniform_gate
+from ragst_sd.retrieval.gate import distance_gate
 from ragst_sd.retrieval.projection import fit_pca, project, standardize
 from ragst_sd.retrieval.ridge import fit_ridge, ridge_adjustment
 from ragst_sd.retrieval.training import reference_mean, variable_genes, within_section_pearson
@@ -61,7 +61,7 @@ def test_standardize_leaves_out_constant_features():
 
 def test_gates_sum_to_one_and_skip_absent_rows():
     distances = np.array([[1.0, 2.0, np.nan], [0.0, 0.0, 0.0], [np.nan, np.nan, np.nan]])
-    np.testing.assert_allclose(uniform_gate(distances), [[0.5, 0.5, 0], [1 / 3] * 3, [0, 0, 0]])
+    np.testing.assert_allclose(distance_gate(distances, 0.0), [[0.5, 0.5, 0], [1 / 3] * 3, [0, 0, 0]])
     weights = distance_gate(distances, 2.0)
     raw = np.exp(-2 * np.array([0.25, 1.0]))
     np.testing.assert_allclose(weights[0, :2], raw / raw.sum())

@@ -15,7 +15,7 @@ from ragst_sd.retrieval.response_baselines import choose_alpha
 from ragst_sd.retrieval.response_phi import bend, fit_space, no_bend
 from ragst_sd.retrieval.response_rag import Gate, Neighbors, _best, relative_responses, weigh
 from ragst_sd.retrieval.response_selection import TRUST, ResponseRagOptions, choose, fit_rag, held_out_correlations
-from ragst_sd.retrieval.responses import closed_rows, pool_mean
+from ragst_sd.retrieval.responses import closed_rows
 
 from ..screens import response_bank, small_response_bank
 
@@ -31,8 +31,7 @@ def test_rows_bring_their_response_by_dose_relative_to_the_rows_that_may_be_used
     perturbed = (("P3",), ("P0", "P1"), ("Q",))
     query = Query(bank.key[:3], perturbed=perturbed, contexts=np.array([0, 0, -1]), eligible=eligible)
     rows = np.array([[1, 16, 8], [0, 13, 2], [16, 4, 11]])
-    level = pool_mean(bank, query)
-    found = relative_responses(bank, query, rows, level)
+    found = relative_responses(bank, query, rows)
     for i, j in np.ndindex(rows.shape):
         row = rows[i, j]
         dose = len(perturbed[i]) / len(bank.screen.perturbed[row])

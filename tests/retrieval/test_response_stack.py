@@ -12,10 +12,10 @@ from scipy.optimize import nnls
 from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-from ragst_sd.retrieval.response_phi import unit
 from ragst_sd.retrieval.response_shares import ALONE, choose_shares, choose_stack, held_out, stack_of
 from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Settings, lessons, part, stack
 from ragst_sd.retrieval.responses import pool_mean, shape_halves
+from ragst_sd.retrieval.search import unit_rows
 
 from ..screens import respond, response_bank, small_response_bank
 
@@ -64,7 +64,7 @@ def test_rows_and_queries_are_known_by_their_responses_elsewhere(rng):
     np.testing.assert_allclose(lesson.views[1] @ lesson.views[1].T, expected @ expected.T, atol=1e-8)
     np.testing.assert_allclose(lesson.gram, y[lesson.here] @ y[lesson.here].T, atol=1e-8)
     assert lesson.measured.all()
-    np.testing.assert_allclose(lesson.own @ y, expected[-2:], atol=1e-10)
+    np.testing.assert_allclose(lesson.elsewhere[-2:] @ y, expected[-2:], atol=1e-10)
 
 
 def test_kernel_ridge_by_hand_and_each_row_left_out_of_itself(rng):
@@ -73,7 +73,7 @@ def test_kernel_ridge_by_hand_and_each_row_left_out_of_itself(rng):
     n = len(lesson.here)
     kernels = []
     for view in lesson.views:
-        u = unit(view)
+        u = unit_rows(view)
         squared = ((u[:, None] - u[None, :n]) ** 2).sum(axis=2)
         kernels.append(np.exp(-squared / np.median(squared[:n][np.triu_indices(n, 1)])))
     k = kernels[1] + SETTINGS.beta * kernels[0]
@@ -81,7 +81,7 @@ def test_kernel_ridge_by_hand_and_each_row_left_out_of_itself(rng):
     penalty = SETTINGS.alpha * np.trace(k[:n]) / n
     y = relative(bank, lesson.allowed)[lesson.here]
     expected = k[n] @ np.linalg.solve(k[:n] + penalty * np.eye(n), y)
-    found = part(lesson, "kernel_ridge", 1, SETTINGS, 4) @ relative(bank, lesson.allowed)
+    found = part(lesson, "kernel_ridge", 1, SETTINGS, 4)[0] @ relative(bank, lesson.allowed)
     np.testing.assert_allclose(found[0], expected)
     smooth = lesson.smooth(lesson.joined(1, SETTINGS.beta), SETTINGS.alpha)
     others = np.delete(np.arange(n), 6)
@@ -104,7 +104,7 @@ def test_the_nearest_rows_are_read_and_elsewhere_they_are_moved(rng):
     moved = lesson.linear(1, SETTINGS.linear) @ y[lesson.here]
     brings = {i: y[lesson.here[i]] if i < n else moved[i] for i in best}
     expected = sum(scores[i] ** SETTINGS.power / total * brings[i] for i in best)
-    np.testing.assert_allclose((part(lesson, "knn", 1, SETTINGS, 4) @ y)[0], expected, atol=1e-10)
+    np.testing.assert_allclose((part(lesson, "knn", 1, SETTINGS, 4)[0] @ y)[0], expected, atol=1e-10)
 
 
 def test_shares_add_up_to_what_is_predicted(rng):
@@ -113,7 +113,7 @@ def test_shares_add_up_to_what_is_predicted(rng):
     found = stack(bank, asked, (SETTINGS,) * 3, shares, 4)
     for lesson in lessons(bank, asked):
         y = relative(bank, lesson.allowed)
-        total = sum(s * part(lesson, name, 1, SETTINGS, 4) for name, s in zip(PARTS, shares[MEASURED], strict=True))
+        total = sum(s * part(lesson, name, 1, SETTINGS, 4)[0] for name, s in zip(PARTS, shares[MEASURED], strict=True))
         np.testing.assert_allclose((found.coefficients @ bank.values)[lesson.queries], total @ y, atol=1e-10)
     assert (found.cited >= 0).all() and not found.cited[~asked.eligible].any()
     assert found.cited[0, 27] > 0 and found.cited[1, 6] > 0
@@ -284,7 +284,7 @@ def test_what_rows_do_not_span_is_the_mean(rng):
     key = np.pad(bank.key, ((0, 0), (0, 1)))
     bank = replace(bank, key=key, embedding=key)
     asked = ask(bank, [3])
-    centre = unit(key[np.delete(np.arange(24), 3)]).mean(axis=0)
+    centre = unit_rows(key[np.delete(np.arange(24), 3)]).mean(axis=0)
     asked = replace(asked, key=(centre + np.eye(6)[5] * np.sqrt(1 - (centre**2).sum()))[None])
     asked.eligible[0, 27] = False
     found = stack(bank, asked, (SETTINGS,) * 3, np.ones((3, len(PARTS))), 4)
@@ -321,6 +321,18 @@ def test_few_perturbations_are_held_out_one_by_one(rng, n, together):
     parts = held_out(bank, 0, shape_halves(bank, None))
     assert {len(set(one.query.perturbed)) for one in parts} == {together}
     assert {len(one.lesson.allowed) for one in parts} == {2 * (n - together)}
+
+
+@pytest.mark.parametrize("kind", [0, MEASURED])
+def test_many_held_out_perturbations_are_worked_out_some_at_a_time(rng, monkeypatch, kind):
+    bank = two_lines(rng, n=150, width=5)
+    whole = held_out(bank, kind, shape_halves(bank, None))
+    monkeypatch.setattr("ragst_sd.retrieval.response_stack._AT_ONCE", 8)
+    parts = held_out(bank, kind, shape_halves(bank, None))
+    assert len(parts) > len(whole) and max(len(one.query) for one in parts) == 8
+    for name in ("knn", "kernel_ridge"):
+        found = [np.concatenate([one.predict(name, kind // 2, SETTINGS, 4) for one in each]) for each in (whole, parts)]
+        np.testing.assert_allclose(found[1], found[0], atol=1e-10)
 
 
 def test_without_embedding_or_other_contexts_the_mean_is_left(rng):

@@ -155,7 +155,7 @@ def test_no_limit_is_no_reason_to_search_again(rng, monkeypatch):
 
 
 def test_the_last_rows_of_a_block_are_looked_at(rng):
-    """All of the second block lies far away, but for the rows that are left of its groups."""
+    """All of the second block lies far away, but for its last rows."""
     bank, queries = rng.normal(size=(200, 5)), rng.normal(size=(4, 5))
     bank[128:] += 1000
     bank[-4:] = queries

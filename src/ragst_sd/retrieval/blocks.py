@@ -30,13 +30,7 @@ def in_blocks(function: Callable[[np.ndarray], np.ndarray], rows: np.ndarray, wi
 
 def product_in_blocks(rows: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """(n, width) product of (n, p) rows with a (p, width) matrix, in blocks of one shape: see :func:`in_blocks`."""
-    out = np.empty((len(rows), matrix.shape[1]))
-    whole = len(rows) // _BLOCK * _BLOCK
-    for start in range(0, whole, _BLOCK):
-        np.matmul(rows[start : start + _BLOCK], matrix, out=out[start : start + _BLOCK])
-    if whole < len(rows):
-        out[whole:] = in_blocks(lambda block: block @ matrix, rows[whole:], matrix.shape[1])
-    return out
+    return in_blocks(lambda block: block @ matrix, rows, matrix.shape[1])
 
 
 def gelu(x: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from ragst_sd.retrieval.bank import Answer, Selection
 from ragst_sd.retrieval.blocks import known_sum, product_in_blocks
 from ragst_sd.retrieval.gate import normalised
-from ragst_sd.retrieval.sparse_product import sparse_product, sparse_squares
+from ragst_sd.retrieval.sparse_product import cited_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     Adjustment = Callable[[Mapping[str, Any], Bank, Selection], np.ndarray]
 
-_BLOCK_VALUES = 2**24
 _GATHERED_VALUES = 2**28
 
 
@@ -60,15 +59,8 @@ def weighted_average(
     float32 (n, g).
     """
     weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
-
-    # Block by block of queries: a dense array of (queries, k, genes) never exists.
-    out = np.empty((len(rows), values.shape[1]), dtype=np.float32)
-    step = max(1, _BLOCK_VALUES // max(1, values.shape[1]))
-    for start in range(0, len(rows), step):
-        part = slice(start, start + step)
-        total = _product(rows[part], weights[part], values)
-        out[part] = _per_vote(total, rows[part], weights[part], panels, measured)
-    return out
+    sums = _gathered if isinstance(values, torch.Tensor) else cited_sums
+    return _per_vote(sums(rows, weights, values), rows, weights, panels, measured)
 
 
 def _per_vote(
@@ -119,7 +111,8 @@ def disagreement(
         average = weighted_average(rows, weights, bank.values, **of_panels)
     first, weights = average.astype(np.float64), np.where(rows >= 0, weights, 0.0)
     cited = weights.astype(np.float32)
-    squares = sparse_squares(rows, cited, bank.values, None if shifts is None else (bank.sections, shifts))
+    nothing = np.zeros((bank.sections.max() + 1, average.shape[1]))
+    squares = cited_sums(rows, cited, bank.values, (bank.sections, nothing if shifts is None else shifts))
     second = _per_vote(squares, rows, cited, **of_panels)
     if shifts is not None:
         first -= weighted_shift(rows, weights, bank.sections, shifts, **of_panels) if shift is None else shift
@@ -170,22 +163,15 @@ def weighted_shift(
     return np.divide(out, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
-def _product(rows: np.ndarray, weights: np.ndarray, values: Any) -> np.ndarray:
-    n, k = rows.shape
-    if hasattr(values, "tocsr"):
-        return sparse_product(rows, weights, values)
-    if isinstance(values, torch.Tensor):
-        index, weight = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
-        out = torch.empty((n, values.shape[1]), dtype=torch.float32, device=values.device)
-        step = max(1, _GATHERED_VALUES // max(1, k * values.shape[1]))
-        for start in range(0, n, step):
-            part = slice(start, start + step)
-            out[part] = torch.bmm(weight[part, None, :], values[index[part]].float())[:, 0]
-        return out.cpu().numpy()
-    cited, local = np.unique(np.maximum(rows, 0), return_inverse=True)
-    index = torch.from_numpy(np.stack([np.repeat(np.arange(n), k), local.ravel()]))
-    left = torch.sparse_coo_tensor(index, torch.from_numpy(weights.ravel()), (n, len(cited)), check_invariants=False)
-    return torch.sparse.mm(left, torch.from_numpy(np.ascontiguousarray(values[cited], dtype=np.float32))).numpy()
+def _gathered(rows: np.ndarray, weights: np.ndarray, values: torch.Tensor) -> np.ndarray:
+    """Weighted sums of rows of a tensor, where it lies."""
+    index, weight = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
+    step = max(1, _GATHERED_VALUES // max(1, rows.shape[1] * values.shape[1]))
+    parts = [
+        torch.bmm(of_part[:, None], values[at].float())[:, 0]
+        for at, of_part in zip(index.split(step), weight.split(step), strict=True)
+    ]
+    return torch.cat(parts).cpu().numpy()
 
 
 def cite(query: Query, weights: np.ndarray) -> Selection:

@@ -1,8 +1,7 @@
 """The float32 pass of exact search: for each query the rows that may be among its nearest, block by block of the bank.
 
-A block is one matrix product. Of a product only the smallest score of every 64 rows is looked at; rows are
-taken up only where that beats the worst candidate so far, which after the first blocks is rare.
-Memory is that of one block.
+A block is one matrix product. Of it only those rows are taken up that beat the worst candidate so far, which after the
+first blocks are few. Memory is that of one block.
 """
 
 from __future__ import annotations
@@ -18,11 +17,9 @@ from torch import Tensor
 
 from ragst_sd.retrieval.eligibility import Eligibility
 
-# Rows of a group of which only the smallest score is compared first.
-_GROUP = 64
 # (queries, rows of the bank) of one product: its result stays in the cache of a processor, or fills a GPU.
 _CPU_BLOCK, _GPU_BLOCK = (512, 4096), (4096, 65_536)
-# Above this share of groups that beat the worst candidate, taking the best of the whole block costs less.
+# Above this share of rows that beat the worst candidate, taking the best of the whole block costs less.
 _MANY = 1 / 16
 # Below so many queries with the same eligible rows, queries with different ones share a product.
 _OWN_CHUNK = 128
@@ -64,7 +61,6 @@ def shortlist(
     """
     device = torch.device(device)
     n_block, m_block = block or (_CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK)
-    m_block = max(_GROUP, m_block // _GROUP * _GROUP)
     stored_half = str(bank.dtype) in ("float16", "torch.float16")
     half = device.type == "cuda" and stored_half and _half_products(str(device))
     # Products of float16 rows take the rows as they are, so that queries stay where they are too.
@@ -77,12 +73,13 @@ def shortlist(
         for of, same_rows in _chunks(eligibility, n_block)
     ]
     largest = 0.0
-    on_device = torch.from_numpy(centre).to(device, torch.float32)
+    on_device = torch.from_numpy(centre).to(device)
     with _full_precision(), torch.no_grad():
         for start in range(0, len(bank), m_block):
             rows = slice(start, min(len(bank), start + m_block))
-            stored = _as_tensor(bank[rows]).to(device)
-            values = stored.float() if half else _prepared(stored, on_device)
+            stored = torch.as_tensor(bank[rows]).to(device)
+            # Centring keeps products small, so that rounding is too; far from the origin float32 can't hold float64 values.
+            values = ((stored.float() if stored_half else stored) - on_device).float()
             norm = (values * values).sum(dim=1)
             farthest = float(norm.max())
             if not np.isfinite(farthest):
@@ -151,45 +148,22 @@ class _Part:
 
     def look_at(self, values: Tensor, norm: Tensor, rows: slice, eligibility: Eligibility) -> None:
         """Take up rows of one block of the bank."""
-        if self.same_rows:
-            allowed = torch.from_numpy(eligibility.mask(self.queries[:1], rows)[0]).to(self.device)
-            norm = norm.masked_fill(~allowed, torch.inf)
         if self.half:
-            scores = norm[:, None] - 2 * sum(torch.mm(values, term.T, out_dtype=torch.float32) for term in self.terms)
+            scores = norm - 2 * sum(torch.mm(term, values.T, out_dtype=torch.float32) for term in self.terms)
         else:
-            scores = torch.addmm(norm[:, None], values, self.terms[0].T, alpha=-2)
-        if not self.same_rows:
-            allowed = torch.from_numpy(eligibility.mask(self.queries, rows)).to(self.device)
-            scores.masked_fill_(~allowed.T, torch.inf)
-        self._take_up(scores, rows.start)
-
-    def _take_up(self, scores: Tensor, start: int) -> None:
-        m, n = scores.shape
-        whole = m // _GROUP * _GROUP
-        worst = self.worst()
-        if whole:
-            smallest = scores[:whole].view(-1, _GROUP, n).amin(dim=1)
-            group, query = torch.nonzero(smallest < worst, as_tuple=True)
-        if not whole or len(group) > _MANY * smallest.numel():
-            value, index = scores.T.topk(min(self.wanted, m), dim=1, largest=False)
-            self._merge(value, index + start)
-            return
-        inside = torch.arange(_GROUP, device=self.device)
-        row = (group[:, None] * _GROUP + inside).ravel()
-        query = query[:, None].expand(-1, _GROUP).ravel()
-        if whole < m:
-            left = torch.nonzero(scores[whole:] < worst, as_tuple=True)
-            row, query = torch.cat([row, left[0] + whole]), torch.cat([query, left[1]])
-        value = scores[row, query]
-        better = value < worst[query]
-        self._merge_few(query[better], row[better] + start, value[better])
+            scores = torch.addmm(norm, self.terms[0], values.T, alpha=-2)
+        allowed = eligibility.mask(self.queries[:1] if self.same_rows else self.queries, rows)
+        if not allowed.all():
+            scores.masked_fill_(torch.from_numpy(~allowed).to(self.device), torch.inf)
+        query, row = torch.nonzero(scores < self.worst()[:, None], as_tuple=True)
+        if len(row) > _MANY * scores.numel():
+            value, index = scores.topk(min(self.wanted, scores.shape[1]), dim=1, largest=False)
+            self._merge(value, index + rows.start)
+        elif len(row):
+            self._merge_few(query, row + rows.start, scores[query, row])
 
     def _merge_few(self, query: Tensor, row: Tensor, value: Tensor) -> None:
-        """Merge rows of few queries, so many for one and so many for another."""
-        if not len(query):
-            return
-        order = torch.argsort(query, stable=True)
-        query, row, value = query[order], row[order], value[order]
+        """Merge rows of few queries, in the order of these, so many for one and so many for another."""
         at, count = torch.unique_consecutive(query, return_counts=True)
         place = torch.repeat_interleave(torch.arange(len(at), device=self.device), count)
         column = torch.arange(len(query), device=self.device) - (count.cumsum(0) - count)[place]
@@ -220,21 +194,9 @@ def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, b
             yield queries[begin : begin + size], same_rows
 
 
-def _as_tensor(values: Any) -> Tensor:
-    return values if isinstance(values, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(values))
-
-
 def as_float64(values: Any) -> np.ndarray:
     """Rows of a bank in float64."""
     return values.double().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, dtype=np.float64)
-
-
-def _prepared(rows: Tensor, centre: Tensor) -> Tensor:
-    """Rows as float32 from the centre. Centring keeps products small, so that rounding is too."""
-    if rows.dtype == torch.float64:
-        # Far from the origin the difference is what float32 can hold, and the values are not.
-        return (rows - centre.double()).float()
-    return rows.float() - centre
 
 
 @cache

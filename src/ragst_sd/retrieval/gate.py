@@ -13,18 +13,13 @@ import torch
 from torch import Tensor
 
 
-def uniform_gate(distances: np.ndarray) -> np.ndarray:
-    """Equal weights for all candidates; NaN distances mark absent ones and get none."""
-    present = ~np.isnan(distances)
-    return normalised(present.astype(np.float64))
-
-
 def distance_gate(distances: np.ndarray, sharpness: float) -> np.ndarray:
     r"""Weights that fall with distance, on the scale of each query's own neighbourhood.
 
     .. math:: w_j \propto \exp(-s\, d_j^2 / d_K^2)
 
-    with s the sharpness and :math:`d_K` the distance of the farthest candidate. Absent candidates (NaN) get none.
+    with s the sharpness, zero for equal weights, and :math:`d_K` the distance of the farthest candidate. Absent
+    candidates (NaN) get none.
     """
     present = ~np.isnan(distances)
     filled = np.where(present, distances, 0.0)

@@ -108,16 +108,16 @@ def supervised_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray
 
 def _compressed(coefficients: np.ndarray) -> np.ndarray:
     """(p, q) matrix with the same products between its rows as a (p, g) one, q its rank."""
-    if not coefficients.any():
-        return np.zeros((len(coefficients), 0))
     left, singular, _ = np.linalg.svd(coefficients, full_matrices=False)
-    keep = singular > 1e-12 * singular[0]
+    keep = singular > 1e-12 * singular.max(initial=0.0)
     return largest_positive(left[:, keep] * singular[keep])
 
 
-def _fit_supervised(training: Bank, run: Run) -> dict[str, Any]:
-    return {**fit_knn(training, run), **fit_supervised(training, alphas=run.options.alphas)}
-
-
 KNN = Method(KnnOptions, fit_knn, select=select)
-KNN_SUPERVISED = Method(SupervisedOptions, _fit_supervised, select=select, place=supervised_phi, learns="values")
+KNN_SUPERVISED = Method(
+    SupervisedOptions,
+    lambda training, run: fit_knn(training, run) | fit_supervised(training, alphas=run.options.alphas),
+    select=select,
+    place=supervised_phi,
+    learns="values",
+)

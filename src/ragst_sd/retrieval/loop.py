@@ -161,24 +161,18 @@ def optimise(
     return history
 
 
-def mean_curve(histories: Sequence[History]) -> np.ndarray:
-    """(scores, 2) steps taken and mean held-out score, as far as all runs that were scored at all were scored."""
+def best_step(histories: Sequence[History], default: int) -> tuple[int, float]:
+    """Steps at which the mean held-out score is best, and that score; `default` and NaN where nothing was scored.
+
+    Looked at as far as all runs that were scored at all were scored.
+    """
     curves = [np.asarray(history.scores) for history in histories if history.scores]
     length = min(map(len, curves), default=0)
-    if not length:
-        return np.zeros((0, 2))
-    return np.stack(
-        [curves[0][:length, 0], mean_over_groups([curve[:length, 1].tolist() for curve in curves], length)], axis=1
-    )
-
-
-def best_step(histories: Sequence[History], default: int) -> tuple[int, float]:
-    """Steps at which the mean held-out score is best, and that score; `default` and NaN where nothing was scored."""
-    curve = mean_curve(histories)
-    if not np.isfinite(curve[:, 1]).any():
+    mean = mean_over_groups([curve[:length, 1].tolist() for curve in curves], max(1, length))
+    if not np.isfinite(mean).any():
         return default, float("nan")
-    step, score = curve[np.nanargmax(curve[:, 1])]
-    return int(step), float(score)
+    best = int(np.nanargmax(mean))
+    return int(curves[0][best, 0]), float(mean[best])
 
 
 def section_correlation(pred: Tensor, target: Tensor, sections: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ setting their h side by side.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -114,9 +114,8 @@ def fit_mlp(training: Bank, run: Run) -> dict[str, Any]:
     splits = held_out_splits(training)
     for inner, held in splits:
         targets = standardised_targets(training, inner, n_genes, "mlp")
-        score = _held_out_score(training, x[held], held, targets.genes)
         label = f"{run.held_out} held out: {len(histories) + 1} of {len(splits)}"
-        network, history = _train(training, x, inner, targets, run, seeds[-1], max_steps, label, score)
+        network, history = _train(training, x, inner, targets, run, seeds[-1], max_steps, label, held)
         histories.append(history)
         head_scores.append(_score_head(training, _hidden([network], x), inner, held, targets.genes))
         if history.interrupted:
@@ -170,8 +169,9 @@ def _train(
     seed: int,
     steps: int,
     label: str,
-    score: Callable[[_Network], float] | None = None,
+    held: np.ndarray | None = None,
 ) -> tuple[_Network, History]:
+    """One network, trained on `rows`, and scored on `held` ones where they are given."""
     options = run.options
     inputs = torch.as_tensor(x[rows], dtype=torch.float32, device=run.device)
     values = torch.as_tensor(targets.values, dtype=torch.float32, device=run.device)
@@ -188,28 +188,24 @@ def _train(
                 nn.functional.mse_loss(predicted, wanted) + 1 - section_correlation(predicted, wanted, sections[batch])
             )
 
+        scored = np.zeros(0, dtype=np.int64) if held is None else held
+        truth = dense(training.values[scored][:, targets.genes])
+
+        def score() -> float:
+            predicted = network(torch.as_tensor(x[scored], dtype=torch.float32, device=run.device))
+            return within_section_pearson(_array(predicted), truth, training.sections[scored])
+
         history = optimise(
             network,
             step,
             optimiser,
             steps=steps,
-            score=None if score is None else lambda: score(network),
+            score=None if held is None else score,
             every=10,
             progress=run.progress,
             label=label,
         )
     return network, history
-
-
-def _held_out_score(training: Bank, x: np.ndarray, held: np.ndarray, genes: np.ndarray) -> Callable[[_Network], float]:
-    truth, sections = dense(training.values[held][:, genes]), training.sections[held]
-
-    def score(network: _Network) -> float:
-        device = next(network.parameters()).device
-        predicted = network(torch.as_tensor(x, dtype=torch.float32, device=device))
-        return within_section_pearson(_array(predicted), truth, sections)
-
-    return score
 
 
 def _score_head(

@@ -18,9 +18,9 @@ from ragst_sd.retrieval.options import choice, count, not_negative, positive, sw
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, fit_net, net_from_arrays
 from ragst_sd.retrieval.pt_rag_responses import fit_responses, select_responses
-from ragst_sd.retrieval.response_phi import place, unit
+from ragst_sd.retrieval.response_phi import place
 from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, mean_response, select, shortened
-from ragst_sd.retrieval.search import Candidates
+from ragst_sd.retrieval.search import Candidates, unit_rows
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ def fit_pt_rag(bank: Bank, run: Run) -> dict[str, Any]:
     """
     if not bank.screen.from_cells:
         return fit_responses(bank, run)
-    options, key, cells = run.options, unit(bank.key), _cells_of(bank)
+    options, key, cells = run.options, unit_rows(bank.key), _cells_of(bank)
     mean, axes = fit_pca(key, options.n_components)
     spread = float(np.sqrt((((key - mean) @ axes) ** 2).mean())) if axes.shape[1] else 1.0
     space = {"projection_mean": mean, "projection": axes / (spread or 1.0), "centre": cells.controls.mean(axis=0)}

@@ -25,8 +25,9 @@ from ragst_sd.retrieval.bank import Bank, Query, Run, Selection
 from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state, fit_net, net_from_arrays
-from ragst_sd.retrieval.response_phi import fit_space, place_states, unit
+from ragst_sd.retrieval.response_phi import fit_space, place_states
 from ragst_sd.retrieval.responses import Group, cite, grouped, pool_mean, relative
+from ragst_sd.retrieval.search import unit_rows
 
 _COMPONENTS = 100
 _HELD_OUT = 5
@@ -54,7 +55,7 @@ def scenes(bank: Bank, query: Query, axes: np.ndarray) -> Iterator[Scene]:
     for group in grouped(bank, query):
         gaps = relative(bank.values[group.allowed], bank.sections[group.allowed])
         elsewhere = group.elsewhere @ (gaps @ axes)
-        yield Scene(group, np.concatenate([unit(group.key), unit(elsewhere)], axis=1), elsewhere, gaps)
+        yield Scene(group, np.concatenate([unit_rows(group.key), unit_rows(elsewhere)], axis=1), elsewhere, gaps)
 
 
 def fit_responses(bank: Bank, run: Run) -> dict[str, Any]:
@@ -137,11 +138,11 @@ def _train(
     how, n_state = str(parameters["candidates"]), len(lessons[0].z)
     with seeded(run.rng):
         net = PtRagResponses(lessons[0].rows.shape[1], d, lessons[0].values.shape[1], n_state)
-        _start(net, lessons, d)
+        _start(net, lessons)
         optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=run.options.weight_decay)
 
         def step(i: int) -> Tensor:
-            losses = [_loss(net, lesson, d, k, how, known) for lesson in lessons for known in _kinds(lesson, d)]
+            losses = [_loss(net, lesson, k, how, known) for lesson in lessons for known in _kinds(lesson, d)]
             return torch.stack(losses).mean()
 
         def score() -> float:
@@ -162,15 +163,7 @@ def _kinds(lesson: _Lesson, d: int) -> list[bool]:
 
 
 def predict(
-    net: PtRagResponses,
-    asked: Tensor,
-    rows: Tensor,
-    z: Tensor,
-    open_: Tensor,
-    measured: Tensor,
-    k: int,
-    d: int,
-    how: str,
+    net: PtRagResponses, asked: Tensor, rows: Tensor, z: Tensor, open_: Tensor, measured: Tensor, k: int, how: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(q, k) candidates, (q, k + 1) weights, and (q, c) what the embedding says without them.
 
@@ -186,15 +179,16 @@ def predict(
     if how == "none":
         open_ = torch.zeros_like(open_)
     measured = measured & (how == "nearest")
-    direct = asked[:, :d] @ at_state(net.direct, z)
+    direct = asked[:, : net.direct.shape[1]] @ at_state(net.direct, z)
     return *net.weigh(asked, rows, z, open_, measured, k), direct
 
 
-def _loss(net: PtRagResponses, lesson: _Lesson, d: int, k: int, how: str, known: bool) -> Tensor:  # noqa: FBT001
+def _loss(net: PtRagResponses, lesson: _Lesson, k: int, how: str, known: bool) -> Tensor:  # noqa: FBT001
     features, measured = lesson.rows, lesson.measured & known
     if not known:
-        features = torch.cat([features[:, :d], torch.zeros_like(features[:, d:])], dim=1)
-    rows, weights, direct = predict(net, features, features, lesson.z, lesson.open_, measured, k, d, how)
+        # The embedding alone.
+        features = features * (torch.arange(features.shape[1]) < net.direct.shape[1])
+    rows, weights, direct = predict(net, features, features, lesson.z, lesson.open_, measured, k, how)
     moved = lesson.elsewhere @ at_state(net.move, lesson.z)
     read = torch.einsum("qk,qkc->qc", weights[:, :-1], lesson.values[rows])
     predicted = direct + net.alpha * (read + weights[:, -1:] * moved)
@@ -204,14 +198,14 @@ def _loss(net: PtRagResponses, lesson: _Lesson, d: int, k: int, how: str, known:
     return (1 - cosine + 0.1 * error).mean()
 
 
-def _start(net: PtRagResponses, lessons: list[_Lesson], d: int) -> None:
+def _start(net: PtRagResponses, lessons: list[_Lesson]) -> None:
     """Ridge regressions of the responses on what the maps are of."""
     with torch.no_grad():
         rows, elsewhere, values = (
             torch.cat([getattr(lesson, name) for lesson in lessons]).double()
             for name in ("rows", "elsewhere", "values")
         )
-        for parameter, x in ((net.phi, rows), (net.move, elsewhere), (net.direct, rows[:, :d])):
+        for parameter, x in ((net.phi, rows), (net.move, elsewhere), (net.direct, rows[:, : net.direct.shape[1]])):
             if not x.shape[1]:
                 continue
             gram = x.T @ x
@@ -256,7 +250,7 @@ def _respond(
             first, second = (torch.as_tensor(x, dtype=torch.float32) for x in (features[n:q][at], features[:n]))
             open_, there = torch.ones(len(at), n, dtype=torch.bool), torch.as_tensor(measured[at])
             with torch.no_grad():
-                near, weights, direct = predict(net, first, second, z, open_, there, n_candidates, d, how)
+                near, weights, direct = predict(net, first, second, z, open_, there, n_candidates, how)
                 if k < weights.shape[1]:
                     # Of equal weights the first ones stay.
                     weights = weights.scatter(1, weights.sort(dim=1, descending=True, stable=True).indices[:, k:], 0.0)
@@ -266,7 +260,7 @@ def _respond(
             np.put_along_axis(w, near.numpy(), weights[:, :-1].numpy().astype(np.float64), axis=1)
             added[queries] = maps.numpy() @ axes.T + alpha * w @ scene.relative[group.here]
             read[np.ix_(queries, group.allowed[group.here])] += w
-            read[np.ix_(queries, group.allowed)] += weights[:, -1:].numpy() * group.own[at]
+            read[np.ix_(queries, group.allowed)] += weights[:, -1:].numpy() * group.elsewhere[n:q][at]
     return added, read
 
 

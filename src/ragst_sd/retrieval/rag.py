@@ -16,7 +16,7 @@ from ragst_sd.retrieval.blocks import in_blocks
 from ragst_sd.retrieval.episodes import Episodes
 from ragst_sd.retrieval.evidence import cite
 from ragst_sd.retrieval.gate import GATES
-from ragst_sd.retrieval.loop import AdamW, History, best_step, mean_curve, optimise, seeded
+from ragst_sd.retrieval.loop import AdamW, History, best_step, optimise, seeded
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.model import Member, RetrievalModel, model_from_arrays, state_to_arrays
 from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negative, positive, share, switch
@@ -90,7 +90,6 @@ class RagOptions(CitingOptions):
     regression: bool = switch(default=True)
 
 
-_BLOCK = 256
 _EVERY = 10
 # Scores over which the best one has to rise, or training ends.
 _PATIENCE = 3
@@ -108,7 +107,7 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     Returns
     -------
     `model_*`, `input_scale`, `gate`, those of :func:`ragst_sd.retrieval.regression.fit_regression`, and what the
-    training found (`training_steps`, `inner_score`, `inner_curve`, `interrupted`).
+    training found (`training_steps`, `inner_score`, `interrupted`).
     """
     options, key = run.options, training.key
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
@@ -189,27 +188,21 @@ def select(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection
 def gate_weights(parameters: Mapping[str, Any], key: np.ndarray, query: Query) -> np.ndarray:
     """(n, K) weights of the candidates, query by query in blocks of one fixed shape, without noise."""
     model, gate = model_from_arrays(parameters), GATES[str(parameters["gate"])]
-    n, k = query.candidates.rows.shape
-    out = np.zeros((n, k))
-    with torch.no_grad():
-        for start in range(0, n, _BLOCK):
-            part = slice(start, min(n, start + _BLOCK))
-            fill = ((0, _BLOCK - (part.stop - start)), (0, 0))
-            rows = np.pad(query.candidates.rows[part], fill, constant_values=-1)
-            asked, state = np.pad(query.key[part], fill), np.pad(query.state[part], fill)
-            absent = rows < 0
-            # A query without any candidate would divide by zero; its weights are set to zero below.
-            empty = np.asarray(absent.all(axis=1))
-            logits = model.logits(
-                torch.from_numpy(asked),
-                torch.from_numpy(key[np.maximum(rows, 0)]),
-                torch.from_numpy(state),
-                torch.from_numpy(absent & ~empty[:, None]),
-            )
-            weights = gate(logits, model.null).numpy()
-            weights[empty] = 0
-            out[part] = weights[: part.stop - start]
-    return out
+    n_phi, n_state = query.key.shape[1], query.state.shape[1]
+
+    def weigh(block: np.ndarray) -> np.ndarray:
+        asked, state, numbers = np.split(block, [n_phi, n_phi + n_state], axis=1)
+        rows = numbers.astype(np.int64)
+        absent = torch.from_numpy(rows < 0)
+        # A query without any candidate would divide by zero.
+        empty = absent.all(dim=1, keepdim=True)
+        of_query, candidates, around = map(torch.from_numpy, (asked, key[np.maximum(rows, 0)], state))
+        with torch.no_grad():
+            weights = gate(model.logits(of_query, candidates, around, absent & ~empty), model.null)
+        return weights.masked_fill(empty, 0.0).numpy()
+
+    rows = query.candidates.rows
+    return in_blocks(weigh, np.concatenate([query.key, query.state, rows], axis=1), rows.shape[1])
 
 
 def _steps(
@@ -232,13 +225,8 @@ def _steps(
     if not splits:
         logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", most)
     logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, most, score)
-    curve = mean_curve(histories)
-    record = {
-        "training_steps": steps,
-        "inner_score": np.float64(score),
-        "inner_curve": curve if len(curve) else np.zeros((1, 2)),
-        "interrupted": any(history.interrupted for history in histories),
-    }
+    interrupted = any(history.interrupted for history in histories)
+    record = {"training_steps": steps, "inner_score": np.float64(score), "interrupted": interrupted}
     return steps, record, splits[: len(evidence)], evidence
 
 

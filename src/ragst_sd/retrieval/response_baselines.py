@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
-from ragst_sd.retrieval.gate import distance_gate, uniform_gate
+from ragst_sd.retrieval.gate import distance_gate
 from ragst_sd.retrieval.options import choice, count, numbers, positive, switch
 from ragst_sd.retrieval.responses import (
     candidates,
@@ -118,7 +118,7 @@ def select_nearest(parameters: Mapping[str, Any], bank: Bank, query: Query, *, h
 
 def select_same(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """The same perturbation in other contexts."""
-    return _equal(bank, query, [_own_elsewhere(bank, query, i) for i in range(len(query))])
+    return _alike(bank, query, [[_own_elsewhere(bank, query, i)] for i in range(len(query))])
 
 
 def lacks_same(bank: Bank, query: Query) -> list[str]:
@@ -153,12 +153,7 @@ def lacks_context_additive(bank: Bank, query: Query) -> list[str]:
 
 def select_singles(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """The responses to the genes of a combination, each gene alike."""
-    parts = [_singles(bank, query, i) for i in range(len(query))]
-    selection = _equal(bank, query, [np.concatenate(rows) for rows in parts])
-    for i, of_genes in enumerate(parts):
-        shares = np.concatenate([np.full(len(rows), 1 / (len(of_genes) * len(rows))) for rows in of_genes])
-        selection.weights[i, : len(shares)] = shares
-    return selection
+    return _alike(bank, query, [_singles(bank, query, i) for i in range(len(query))])
 
 
 def additive(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
@@ -194,14 +189,16 @@ def _singles(bank: Bank, query: Query, i: int) -> list[np.ndarray]:
     return [np.flatnonzero(pool & _is(bank, (gene,))) for gene in query.perturbed[i]]
 
 
-def _equal(bank: Bank, query: Query, each: list[np.ndarray]) -> Selection:
-    """Equal weights for the rows of each query."""
-    width = max(1, *(len(rows) for rows in each)) if each else 1
-    rows = np.full((len(each), width), -1, dtype=np.int64)
-    for i, of_query in enumerate(each):
-        rows[i, : len(of_query)] = of_query
-    distances = distances_to(bank, query, rows)
-    return select(query, Candidates(rows, distances), uniform_gate(distances))
+def _alike(bank: Bank, query: Query, parts: list[list[np.ndarray]]) -> Selection:
+    """The rows of all parts of each query: parts weigh alike, and so do the rows of a part."""
+    width = max((sum(map(len, rows)) for rows in parts), default=0)
+    rows, weights = np.full((len(parts), max(1, width)), -1), np.zeros((len(parts), max(1, width)))
+    for i, of_query in enumerate(parts):
+        cited = np.concatenate(of_query)
+        rows[i, : len(cited)] = cited
+        shares = [np.full(len(part), 1 / len(of_query) / max(1, len(part))) for part in of_query]
+        weights[i, : len(cited)] = np.concatenate(shares)
+    return select(query, Candidates(rows, distances_to(bank, query, rows)), weights)
 
 
 def ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
@@ -238,8 +235,6 @@ def choose_alpha(bank: Bank, alphas: Sequence[float]) -> float:
     shared controls would be predicted as if it were an effect.
     """
     grid = np.sort(np.asarray(alphas, dtype=np.float64))
-    if len(grid) == 1:
-        return float(grid[0])
     groups, folds = np.unique(bank.folds, return_inverse=True)
     folds = folds % min(len(groups), _MAX_FOLDS)
     error = np.zeros(len(grid))

@@ -21,7 +21,7 @@ def _keep(bank: Bank, run: Run) -> dict[str, Any]:
     return asdict(run.options)
 
 
-_NEAREST = Method(baselines.NearestOptions, _keep, baselines.select_nearest, cited_response, needs_embedding=True)
+_PLAIN = partial(Method, baselines.NoOptions, _keep)
 _EQUAL = partial(Method, baselines.EqualOptions, _keep, answer=cited_response, cites_candidates=True)
 
 RESPONSE_METHODS: dict[str, Method] = {
@@ -48,22 +48,14 @@ RESPONSE_METHODS: dict[str, Method] = {
         needs_embedding=True,
         learns="values",
     ),
-    "none": Method(baselines.NoOptions, _keep, answer=baselines.nothing, starts_from="no response"),
-    "mean": Method(baselines.NoOptions, _keep, answer=baselines.mean),
-    "additive": Method(
-        baselines.NoOptions, _keep, baselines.select_singles, baselines.additive, lacks=baselines.lacks_singles
+    "none": _PLAIN(answer=baselines.nothing, starts_from="no response"),
+    "mean": _PLAIN(answer=baselines.mean),
+    "additive": _PLAIN(baselines.select_singles, baselines.additive, lacks=baselines.lacks_singles),
+    "context_additive": _PLAIN(
+        baselines.select_same, baselines.context_additive, lacks=baselines.lacks_context_additive
     ),
-    "context_additive": Method(
-        baselines.NoOptions,
-        _keep,
-        baselines.select_same,
-        baselines.context_additive,
-        lacks=baselines.lacks_context_additive,
-    ),
-    "same_perturbation": Method(
-        baselines.NoOptions, _keep, baselines.select_same, cited_response, lacks=baselines.lacks_same
-    ),
-    "knn": _NEAREST,
+    "same_perturbation": _PLAIN(baselines.select_same, cited_response, lacks=baselines.lacks_same),
+    "knn": Method(baselines.NearestOptions, _keep, baselines.select_nearest, cited_response, needs_embedding=True),
     "naive_rag": _EQUAL(select=baselines.select_nearest, needs_embedding=True),
     "random_rag": _EQUAL(select=partial(baselines.select_nearest, how="random")),
     "ridge": Method(

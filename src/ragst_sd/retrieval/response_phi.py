@@ -17,6 +17,7 @@ import numpy as np
 from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.responses import patterns, relative
+from ragst_sd.retrieval.search import unit_rows
 
 _MAX_STATES = 4
 _RIDGE = 0.1
@@ -25,7 +26,7 @@ _LEAST_SHARE = 1e-12
 
 def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
     """Axes of embeddings and of the states of the screen's contexts; responses are not looked at."""
-    key = unit(bank.key)
+    key = unit_rows(bank.key)
     mean, axes = fit_pca(key, n_components) if key.shape[1] else (np.zeros(0), np.zeros((0, 0)))
     scale = float(np.sqrt((((key - mean) @ axes) ** 2).sum(axis=1).mean())) if axes.shape[1] else 1.0
     states = bank.screen.states[np.unique(bank.sections)]
@@ -44,7 +45,7 @@ def fit_space(bank: Bank, n_components: int) -> dict[str, np.ndarray]:
 
 def place(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     """(n, p) embeddings of unit length on average."""
-    return (unit(key) - parameters["projection_mean"]) @ parameters["projection"]
+    return (unit_rows(key) - parameters["projection_mean"]) @ parameters["projection"]
 
 
 def place_states(parameters: Mapping[str, Any], states: np.ndarray) -> np.ndarray:
@@ -113,7 +114,7 @@ def learned_places(
     most: (q, 1 + l, r) of queries by what their state is multiplied with, and (m, r).
     """
     codes, features = bank.sections[rows], np.concatenate([x, *(z[:, [i]] * x for i in range(z.shape[1]))], axis=1)
-    dose = doses(tuple(bank.screen.perturbed[row] for row in rows))[:, None]
+    dose = doses(bank.screen.perturbed)[rows, None]
     e, y = relative(features[rows], codes), relative(bank.values[rows] / dose, codes)
     left, size, axes = np.linalg.svd(e, full_matrices=False)
     rotated = left.T @ y
@@ -133,7 +134,7 @@ def learned_places(
 
 def explained(bank: Bank, query: Query) -> np.ndarray:
     """(q,) share of each query's embedding that the rows of its pool span, see :func:`spanned`."""
-    rows_at, queries_at = unit(bank.key), unit(query.key)
+    rows_at, queries_at = unit_rows(bank.key), unit_rows(query.key)
     out = np.zeros(len(queries_at))
     for queries, rows in patterns(query.pool(bank)):
         out[queries] = spanned(rows_at[rows], queries_at[queries])
@@ -159,9 +160,3 @@ def spanned(x: np.ndarray, q: np.ndarray) -> np.ndarray:
     out = np.divide(along, size, out=np.zeros_like(size), where=size > 0)
     # What rounding leaves is nothing: nobody is to be cited for it.
     return np.where(out < _LEAST_SHARE, 0.0, np.minimum(out, 1.0))
-
-
-def unit(key: np.ndarray) -> np.ndarray:
-    """Rows brought to unit length."""
-    length = np.linalg.norm(key, axis=1, keepdims=True)
-    return key / np.where(length > 0, length, 1.0)

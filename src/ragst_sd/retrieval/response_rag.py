@@ -41,13 +41,11 @@ from ragst_sd.retrieval.response_stack import MEASURED, Stacked
 from ragst_sd.retrieval.responses import (
     candidates,
     cite,
-    distances_to,
     familiar,
     mean_response,
     means_at,
     patterns,
     pool_mean,
-    shortened,
 )
 
 _NOBODY = -1e9
@@ -116,15 +114,19 @@ def find_neighbors(
     )
 
 
-def relative_responses(bank: Bank, query: Query, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
+def relative_responses(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
     """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
 
-    `level` is (q, g), the mean response of each query's pool.
+    Means are taken over the rows that the query may use.
     """
-    rows = np.maximum(rows, 0)
+    rows, at = np.maximum(rows, 0), np.arange(bank.sections.max() + 1)
+    centres = np.empty((*rows.shape, bank.values.shape[1]))
+    for queries, allowed in patterns(query.eligible):
+        means = means_at(bank.values[allowed], bank.sections[allowed], at)
+        centres[queries] = means[bank.sections[rows[queries]]]
     # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
     dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
-    return bank.values[rows] * dose[..., None] - _centres(bank, query, rows, level)
+    return bank.values[rows] * dose[..., None] - centres
 
 
 def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -165,19 +167,6 @@ def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.
     return Answer(evidence, response - evidence, explained=share if bank.key.shape[1] else None)
 
 
-def _without_retrieval(
-    parameters: Mapping[str, Any], bank: Bank, query: Query, level: np.ndarray, share: np.ndarray, kind: np.ndarray
-) -> np.ndarray:
-    """(q, g) the mean of the pool and, as far as that is trusted, what bilinear regression adds to it."""
-    out = level.copy()
-    for code in np.unique(kind):
-        trust, at = sum(part * line for _, line, _, part in _gates(parameters, code)), np.flatnonzero(kind == code)
-        if trust:
-            line = bilinear(parameters, bank, query.some(at))
-            out[at] += trust * share[at, None] * (line.evidence + line.adjustment - out[at])
-    return out
-
-
 def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> ReadyRag:
     """Everything that does not depend on the states of the cells."""
     kind, stacked = familiar(bank, query).astype(int), stack_of(parameters, bank, query)
@@ -185,15 +174,13 @@ def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Read
         alone = by_gates_alone(parameters, bank, query)
         kind = np.where(alone, ALONE + kind, np.where(stacked.measured, MEASURED, kind))
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
-    penalties = tuple(sorted({gate.penalty for own in gates.values() for gate, *_ in own if gate.learned > 0}))
+    penalties = tuple(sorted({gate.penalty for of_kind in gates.values() for gate, *_ in of_kind if gate.learned > 0}))
     if any(gates.values()):
-        n_candidates = min(int(parameters["n_candidates"]), len(bank.key))
-        neighbors = find_neighbors(parameters, bank, query, n_candidates, penalties)
+        neighbors = find_neighbors(parameters, bank, query, int(parameters["n_candidates"]), penalties)
     else:
         nobody = np.full((len(query), 1), -1)
         neighbors = Neighbors(nobody, nobody.astype(np.float64), {}, explained(bank, query)[:, None])
-    distances = distances_to(bank, query, neighbors.rows)
-    return ReadyRag(parameters, bank, query, neighbors, kind, gates, distances, stacked)
+    return ReadyRag(parameters, bank, query, neighbors, kind, gates, stacked)
 
 
 @dataclass(frozen=True)
@@ -207,8 +194,6 @@ class ReadyRag:
     kind: np.ndarray
     """(q,) 1 for queries with measured relatives."""
     gates: dict[int, list[tuple[Gate, float, float, float]]]
-    distances: np.ndarray
-    """(q, K) distances of embeddings."""
     stacked: Stacked | None = None
     """What the stack adds; `None` in fits of earlier releases."""
 
@@ -219,15 +204,19 @@ class ReadyRag:
 
     @cached_property
     def base(self) -> np.ndarray:
-        """(q, g) prediction without retrieval."""
-        share = self.neighbors.explained[:, 0]
-        base = _without_retrieval(self.parameters, self.bank, self.query, self.level, share, self.kind)
-        return base if self.stacked is None else base + self.stacked.coefficients @ self.bank.values
+        """(q, g) the mean of the pool and, as far as these are trusted, what bilinear regression and the stack add."""
+        out = self.level.copy()
+        for code, gates in self.gates.items():
+            at, trust = np.flatnonzero(self.kind == code), sum(share * line for _, line, _, share in gates)
+            if trust:
+                line = bilinear(self.parameters, self.bank, self.query.some(at))
+                out[at] += trust * self.neighbors.explained[at] * (line.evidence + line.adjustment - out[at])
+        return out if self.stacked is None else out + self.stacked.coefficients @ self.bank.values
 
     @cached_property
     def relative(self) -> np.ndarray:
         """(q, K, g) what each candidate brings."""
-        return relative_responses(self.bank, self.query, self.neighbors.rows, self.level)
+        return relative_responses(self.bank, self.query, self.neighbors.rows)
 
     def place(self, states: np.ndarray) -> np.ndarray:
         """(n, l) what is read of states (n, g)."""
@@ -238,27 +227,15 @@ class ReadyRag:
         """(g,) origin and (g, l) axes along which states are read."""
         return self.parameters["state_mean"], self.parameters["state_axes"]
 
-    def select(self, line: np.ndarray, z: np.ndarray) -> Selection:
-        """Rows for queries `line` in states (n, l)."""
-        trusted = self._trusted(line, z)
-        if self.stacked is not None and self.stacked.cited.any():
-            weights = self.stacked.cited[line]
-            np.add.at(weights, (np.arange(len(line))[:, None], np.maximum(self.neighbors.rows[line], 0)), trusted)
-            return cite(self.bank, self.query.some(line), weights)
-        total = trusted.sum(axis=1, keepdims=True)
-        cited = np.divide(trusted, total, out=np.zeros_like(trusted), where=total > 0)
-        rows = np.where(cited > 0, self.neighbors.rows[line], -1)
-        distances = np.where(rows >= 0, self.distances[line], np.nan)
-        query = self.query.some(line)
-        return shortened(Selection(query.key, rows, cited, distances, query=query, strength=total), query.n_neighbors)
-
     def respond(self, line: np.ndarray, z: np.ndarray) -> tuple[Selection, Answer]:
         """Rows and answer for queries `line` in states (n, l)."""
-        selection, trusted = self.select(line, z), self._trusted(line, z)
-        response = self.base[line]
-        for one in np.unique(line):
-            own = np.flatnonzero(line == one)
-            response[own] += trusted[own] @ self.relative[one]
+        trusted, rows, response = self._trusted(line, z), self.neighbors.rows[line], self.base[line]
+        weights = np.zeros((len(line), len(self.bank))) if self.stacked is None else self.stacked.cited[line]
+        np.add.at(weights, (np.arange(len(line))[:, None], np.maximum(rows, 0)), trusted)
+        selection = cite(self.bank, self.query.some(line), weights)
+        for query in np.unique(line):
+            asked = np.flatnonzero(line == query)
+            response[asked] += trusted[asked] @ self.relative[query]
         return selection, _answered(self.bank, selection, response, self.level[line], self.neighbors.explained[line, 0])
 
     def mixture(self, line: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -297,19 +274,3 @@ def _best(weights: np.ndarray, k: int) -> np.ndarray:
     np.put_along_axis(out, order, 0.0, axis=1)
     total = out.sum(axis=1, keepdims=True)
     return out * np.divide(weights.sum(axis=1, keepdims=True), total, out=np.ones_like(total), where=total > 0)
-
-
-def _centres(bank: Bank, query: Query, rows: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Mean of the context of each candidate over the rows that the query may use.
-
-    The query's own level in its context.
-    """
-    own = query.contexts[:, None] == bank.sections[rows]
-    if own.all():
-        return level[:, None, :]
-    out = np.empty((*rows.shape, level.shape[1]))
-    for queries, allowed in patterns(query.eligible):
-        at = bank.sections[rows[queries]].ravel()
-        means = means_at(bank.values[allowed], bank.sections[allowed], at).reshape(len(queries), *out.shape[1:])
-        out[queries] = np.where(own[queries][..., None], level[queries][:, None], means)
-    return out

@@ -74,28 +74,25 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     -------
     Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2
     measured in other contexts; `ALONE` more where nothing is added to them), the fields of a `Gate`, trust in
-    `bilinear` and in retrieval, share; its `rank` and `alpha`; `inner_gain` of either kind, the gain in held-out
-    correlation over the mean of the others, and its `inner_error`. Of a single perturbation it is the mean.
+    `bilinear` and in retrieval, share; its `rank` and `alpha`. Of a single perturbation it is the mean.
     """
     options = run.options
     space = fit_space(bank, options.n_components)
     lines: list[tuple[float, ...]] = []
-    gains, errors = [0.0] * len(_KINDS), [np.nan] * len(_KINDS)
     tried: Any = None
-    if not (bank.screen.from_cells and bank.key.shape[1]):
-        # The gates follow the state of the cells, and compare embeddings.
-        pass
-    elif closed_rows(bank).all():
+    # The gates follow the state of the cells, and compare embeddings.
+    compares = bank.screen.from_cells and bank.key.shape[1]
+    if compares and closed_rows(bank).all():
         # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
         logger.warning(
             "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
             "mean."
         )
         lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
-    elif space["projection"].shape[1]:
+    elif compares and space["projection"].shape[1]:
         # Embeddings that all point one way compare nothing.
         tried = held_out_correlations(bank, run, space)
-        lines, gains, errors = _chosen(bank, run, *tried)
+        lines, gains = _chosen(bank, run, *tried)
         for i, name in enumerate(_KINDS):
             trust = np.sum([np.multiply(line[-1], line[5:7]) for line in lines if line[0] == i], axis=0).tolist()
             logger.info(
@@ -103,8 +100,7 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
                 "(standard error %.3f) over the mean of the others on held-out ones.",
                 name,
                 *trust,
-                gains[i],
-                errors[i],
+                *gains[i],
             )
     parameters = {
         **space,
@@ -112,8 +108,6 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
         "alpha": options.alpha,
         "n_candidates": run.n_candidates,
         "gates": np.array(lines, dtype=np.float64).reshape(-1, GATE_FIELDS),
-        "inner_gain": np.array(gains),
-        "inner_error": np.array(errors),
     }
 
     def gated(bank: Bank, query: Query) -> np.ndarray:
@@ -141,20 +135,19 @@ def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
 
 def _chosen(
     bank: Bank, run: Run, correlation: np.ndarray, rows: np.ndarray, kind: np.ndarray
-) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
+) -> tuple[list[tuple[float, ...]], list[tuple[float, float]]]:
     """Lines of `gates`, and gain and error of either kind, from what :func:`held_out_correlations` says."""
-    gates, gains, errors = grid(run.options), [], []
+    gates, gains = grid(run.options), []
     lines: list[tuple[float, ...]] = []
     weight = np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
     for code in range(len(_KINDS)):
         of_kind = kind == code
         of_kind = of_kind if of_kind.sum() >= _MIN_KIND else np.ones_like(of_kind)
         places, shares, gain, error = choose(correlation[:, :, of_kind], weight[of_kind])
-        chosen = [(*gates[gate], *TRUST[trust]) for gate, trust in places]
-        lines += [(code, *line, float(share)) for line, share in zip(chosen, shares, strict=True)]
-        gains.append(gain)
-        errors.append(error)
-    return lines, gains, errors
+        for (gate, trust), share in zip(places, shares.tolist(), strict=True):
+            lines.append((code, *gates[gate], *TRUST[trust], share))
+        gains.append((gain, error))
+    return lines, gains
 
 
 def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, float, float]:
@@ -224,7 +217,7 @@ def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tup
         z = place_states(space, asked.states(taught))
         line = bilinear({"rank": options.rank, "alpha": options.alpha}, taught, asked)
         level = pool_mean(taught, asked)
-        relative = relative_responses(taught, asked, neighbors.rows, level)
+        relative = relative_responses(taught, asked, neighbors.rows)
         slope = neighbors.explained * (line.evidence + line.adjustment - level)
         for i, gate in enumerate(gates):
             weights = neighbors.explained * weigh(neighbors, gate, run.n_neighbors, every, z)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -56,27 +56,19 @@ class Held(NamedTuple):
     """(q, g) against the other half of the controls, relative to the mean of the pool."""
     weight: np.ndarray
     """(q,)."""
-    kept: np.ndarray | slice = slice(None)
-    """Queries of the lesson that are looked at."""
 
     def predict(self, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
         """(q, g) what one part adds to the mean."""
-        found = self.dose * self.lesson.reach * (part(self.lesson, name, kind, settings, n_neighbors) @ self.relative)
-        return found[self.kept]
+        coefficients, _ = part(self.lesson, name, kind, settings, n_neighbors)
+        return self.dose * self.lesson.reach * (coefficients @ self.relative)
 
     def beyond(self, values: np.ndarray) -> np.ndarray:
         """(q, g) what does not lie along the mean of the pool."""
         size = np.maximum((self.level**2).sum(axis=1, keepdims=True), _TINY)
         return values - self.level * (values * self.level).sum(axis=1, keepdims=True) / size
 
-    def some(self, keep: np.ndarray) -> Held:
-        """The same of some of the queries; (q,) mask."""
-        parts = {name: getattr(self, name)[keep] for name in ("level", "truth", "weight")}
-        return self._replace(kept=np.flatnonzero(keep), query=self.query.some(np.flatnonzero(keep)), **parts)
 
-
-@dataclass(frozen=True)
-class Chosen:
+class Chosen(NamedTuple):
     """What was chosen for one kind of query."""
 
     settings: Settings
@@ -107,14 +99,8 @@ def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Ga
         held = held_out(bank, kind, shaped) if kind == MEASURED or bank.key.shape[1] else []
         found = choose_stack(bank, run, kind, held, parts, gated) if held else None
         chosen.append(found or (chosen[0] if kind else Chosen(Settings(), np.zeros(len(PARTS)), 0.0, 0.0, np.nan)))
-    return {
-        "n_cited": run.n_neighbors,
-        "stack_settings": np.array([one.settings for one in chosen]),
-        "stack_shares": np.array([one.shares for one in chosen]),
-        "stack_gated": np.array([one.gated for one in chosen]),
-        "stack_gain": np.array([one.gain for one in chosen]),
-        "stack_error": np.array([one.error for one in chosen]),
-    }
+    of_kinds = dict(zip(Chosen._fields, map(np.array, zip(*chosen, strict=True)), strict=True))
+    return {"n_cited": run.n_neighbors, **{f"stack_{name}": values for name, values in of_kinds.items()}}
 
 
 def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked | None:
@@ -152,50 +138,49 @@ def kernel_ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection
 
 def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
     """Held-out perturbations of one of `KINDS`: new to all rows, or to those of their context alone."""
-    closed, out = closed_rows(bank), []
+    closed = closed_rows(bank)
     groups = np.unique(bank.folds, return_inverse=True)[1]
     n_folds = min(groups.max() + 1, max(_MIN_FOLDS, _FOLDS_TIMES_ROWS // len(bank)))
     fold = np.random.default_rng(0).permutation(groups.max() + 1)[groups] % n_folds
-    contexts = np.unique(bank.sections)
-    same = np.array_equal(shaped[0].values, shaped[1].values)
-    asked = 0
+    contexts, parts, n_asked = np.unique(bank.sections), [], 0
     # Another fold of each context in turn, until they are enough.
-    for turn, i in product(range(n_folds), range(len(contexts))):
-        context = contexts[i]
+    for turn, (i, context) in product(range(n_folds), enumerate(contexts)):
         rows = np.flatnonzero((fold == (turn + i) % n_folds) & (bank.sections == context))
-        if not len(rows) or asked >= _MAX_QUERIES:
+        if not len(rows) or n_asked >= _MAX_QUERIES:
             continue
         shut = closed[rows].any(axis=0)
         if kind == MEASURED:
             # Combinations that hold it are shut in all contexts, itself in its own.
             itself = np.isin(bank.folds, bank.folds[rows])
             shut &= ~itself | (bank.sections == context)
-        if shut.all():
-            continue
-        asked += len(rows)
-        query = replace(ask_rows(bank, rows, closed), eligible=np.tile(~shut, (len(rows), 1)))
-        for one, other in (shaped,) if same else (shaped, shaped[::-1]):
-            for lesson in lessons(one, query):
-                out += _held(one, other, query, rows, lesson, kind)
-    if kind == MEASURED:
-        return out
-    some = [one.some(familiar(one.bank, one.query) == bool(kind)) for one in out]
-    some = [one for one in some if len(one.query)]
-    return some if sum(len(one.query) for one in some) >= _MIN_KIND * (1 if same else 2) else out if not kind else []
+        if not shut.all():
+            n_asked += len(rows)
+            parts.append((rows, replace(ask_rows(bank, rows, closed), eligible=np.tile(~shut, (len(rows), 1)))))
+    of_kind = []
+    for rows, query in parts:
+        if kind == MEASURED:
+            known = np.concatenate([lesson.measured for lesson in lessons(shaped[0], query)])
+        else:
+            known = familiar(bank, query) == bool(kind)
+        at = np.flatnonzero(known)
+        of_kind.append((rows[at], query.some(at)))
+    if kind != MEASURED and sum(len(rows) for rows, _ in of_kind) < _MIN_KIND:
+        of_kind = [] if kind else parts
+    same = np.array_equal(shaped[0].values, shaped[1].values)
+    return [
+        _held(one, other, rows[lesson.queries], query.some(lesson.queries), lesson)
+        for rows, query in of_kind
+        for one, other in ((shaped,) if same else (shaped, shaped[::-1]))
+        for lesson in lessons(one, query)
+    ]
 
 
-def _held(one: Bank, other: Bank, query: Query, rows: np.ndarray, lesson: Lesson, kind: int) -> list[Held]:
-    if kind == MEASURED and not lesson.measured.all():
-        keep = np.flatnonzero(lesson.measured)
-        if not len(keep):
-            return []
-        query, rows = query.some(keep), rows[keep]
-        lesson = next(iter(lessons(one, query)))
+def _held(one: Bank, other: Bank, rows: np.ndarray, query: Query, lesson: Lesson) -> Held:
     weight = np.clip(one.screen.reliability[rows], _LEAST_WEIGHT, 1)
-    dose_of_rows = doses(tuple(one.screen.perturbed[row] for row in lesson.allowed))[:, None]
+    dose_of_rows = doses(one.screen.perturbed)[lesson.allowed, None]
     gaps = relative(one.values[lesson.allowed], one.sections[lesson.allowed]) / dose_of_rows
     level, dose = pool_mean(one, query), doses(query.perturbed)[:, None]
-    return [Held(one, query, lesson, gaps, dose, level, other.values[rows] - level, weight)]
+    return Held(one, query, lesson, gaps, dose, level, other.values[rows] - level, weight)
 
 
 def choose_stack(

@@ -26,11 +26,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank, Query
-from ragst_sd.retrieval.response_phi import doses, spanned, unit
+from ragst_sd.retrieval.gate import normalised
+from ragst_sd.retrieval.response_phi import doses, spanned
 from ragst_sd.retrieval.responses import familiar, grouped, relative
+from ragst_sd.retrieval.search import unit_rows
 
-CITED = ("knn", "moved", "copy")
-"""Parts that read the responses of single rows."""
 MEASURED = 2
 """Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
 PARTS = ("knn", "learned", "kernel_ridge", "ridge", "moved", "copy")
@@ -70,30 +70,33 @@ class Lesson:
     views: tuple[np.ndarray, np.ndarray]
     """(n + q + e, d) embeddings and (n + q + e, c) responses in other contexts: of rows here, of the queries, and of
     perturbations that were measured elsewhere only; zero for none."""
-    own: np.ndarray
-    """(q + e, a) shares of the rows in other contexts that responses elsewhere are the mean of."""
+    elsewhere: np.ndarray
+    """(n + q + e, a) shares of the rows in other contexts that responses elsewhere are the mean of."""
 
     known: dict[tuple[int, float], np.ndarray] = field(default_factory=dict)
     """Cosines that were asked for before."""
 
     @property
+    def asked(self) -> slice:
+        """Lines of the queries, between those of rows here and of perturbations elsewhere."""
+        return slice(len(self.here), len(self.here) + len(self.queries))
+
+    @property
     def measured(self) -> np.ndarray:
         """(q,) whether a query was measured in another context, as rows that teach were."""
-        n, q = len(self.here), len(self.queries)
-        enough = (self.views[1][:n].any(axis=1)).sum() >= _LEAST_ROWS
-        return np.asarray(self.views[1][n : n + q].any(axis=1) & enough)
+        known = np.asarray(self.views[1].any(axis=1))
+        return np.asarray(known[self.asked] & (known[: len(self.here)].sum() >= _LEAST_ROWS))
 
     @cached_property
     def reach(self) -> np.ndarray:
         """(q, 1) how far rows say anything of a query: of one that was measured nowhere, what they span of it."""
-        n, q = len(self.here), len(self.queries)
-        keys = unit(self.views[0])
-        return np.where(self.measured, 1.0, spanned(keys[:n], keys[n : n + q]))[:, None]
+        keys = unit_rows(self.views[0])
+        return np.where(self.measured, 1.0, spanned(keys[: len(self.here)], keys[self.asked]))[:, None]
 
     @cached_property
     def kernels(self) -> list[np.ndarray]:
         """(n + q + e, n) Gaussian kernels of the two views."""
-        return [self._gaussian(unit(view)) for view in self.views]
+        return [self._gaussian(unit_rows(view)) for view in self.views]
 
     @cached_property
     def axes(self) -> np.ndarray:
@@ -119,7 +122,7 @@ class Lesson:
 
     def linear(self, kind: int, alpha: float) -> np.ndarray:
         """(n + q + e, n) ridge on one view, the responses in other contexts or the embedding."""
-        view = self.views[1] if kind else unit(self.views[0])
+        view = self.views[1] if kind else unit_rows(self.views[0])
         return self.smooth(view @ view[: len(self.here)].T, alpha)
 
     def like(self, kind: int, beta: float) -> np.ndarray:
@@ -158,13 +161,12 @@ def lessons(bank: Bank, query: Query) -> Iterator[Lesson]:
         if not np.array_equal(allowed, last):
             last, (gram, scores) = allowed, _scores(bank, allowed, products)
         views = group.key, group.elsewhere @ scores
-        yield Lesson(group.queries, allowed, here, gram[np.ix_(here, here)], views, group.own)
+        yield Lesson(group.queries, allowed, here, gram[np.ix_(here, here)], views, group.elsewhere)
 
 
 def _scores(bank: Bank, allowed: np.ndarray, products: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(a, a) products of relative responses, and (a, c) their scores on principal components."""
-    dose = doses(tuple(bank.screen.perturbed[row] for row in allowed))
-    sections = bank.sections[allowed]
+    dose, sections = doses(bank.screen.perturbed)[allowed], bank.sections[allowed]
     gram = relative(relative(products[np.ix_(allowed, allowed)], sections).T, sections) / dose[:, None] / dose
     values, axes = _leading(gram)
     return gram, axes * np.sqrt(np.maximum(values, 0))
@@ -179,26 +181,32 @@ def _leading(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, axes
 
 
-def part(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
-    """(q, a) coefficients of the relative responses of the rows that may be used; see `PARTS`."""
-    n, q = len(lesson.here), len(lesson.queries)
-    asked = slice(n, n + q)
+def part(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """(q, a) coefficients of the relative responses of the rows that may be used; see `PARTS`.
+
+    And (q, a) weights of the rows that are cited for it: those whose responses it reads one by one.
+    """
+    n, asked = len(lesson.here), lesson.asked
+    elsewhere = lesson.elsewhere[asked]
+    nobody = np.zeros_like(elsewhere)
     if name == "kernel_ridge":
-        return lesson.placed(lesson.smooth(lesson.joined(kind, settings.beta), settings.alpha)[asked])
+        return lesson.placed(lesson.smooth(lesson.joined(kind, settings.beta), settings.alpha)[asked]), nobody
     if name in ("ridge", "moved"):
-        return lesson.spread(lesson.linear(kind, settings.linear)[asked])
+        moved = lesson.spread(lesson.linear(kind, settings.linear)[asked])
+        return moved, elsewhere if name == "moved" else nobody
     if name == "copy":
-        return lesson.own[:q]
+        return elsewhere, elsewhere
     likeness = lesson.like(kind, settings.beta)
     if name == "learned":
         there = np.diag(likeness) > 0.5
         kernel = _bell(2 - 2 * likeness[:, :n], there, np.ones(n, dtype=bool))
-        return lesson.spread(lesson.smooth(kernel, settings.again)[asked])
+        return lesson.spread(lesson.smooth(kernel, settings.again)[asked]), nobody
     weights = nearest(lesson, likeness, settings.power, n_neighbors, kind)
-    out = lesson.placed(weights[:, :n])
-    if weights.shape[1] > n and weights[:, n:].any():
-        out += lesson.spread(weights[:, n:] @ lesson.linear(1, settings.linear)[n + q :])
-    return out
+    here, beyond = lesson.placed(weights[:, :n]), weights[:, n:]
+    if not beyond.any():
+        return here, here
+    moved = lesson.spread(beyond @ lesson.linear(1, settings.linear)[asked.stop :])
+    return here + moved, here + beyond @ lesson.elsewhere[asked.stop :]
 
 
 def _bell(squared: np.ndarray, there: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -209,29 +217,18 @@ def _bell(squared: np.ndarray, there: np.ndarray, among: np.ndarray) -> np.ndarr
     return np.exp(-squared / (width or 1.0)) * there[:, None] * there[: len(among)]
 
 
-def sources(lesson: Lesson, name: str, kind: int, settings: Settings, n_neighbors: int) -> np.ndarray:
-    """(q, a) weights of the rows whose responses a part of `CITED` reads."""
-    n, q = len(lesson.here), len(lesson.queries)
-    if name != "knn":
-        return lesson.own[:q]
-    weights = nearest(lesson, lesson.like(kind, settings.beta), settings.power, n_neighbors, kind)
-    out = lesson.placed(weights[:, :n])
-    return out + weights[:, n:] @ lesson.own[q:] if kind else out
-
-
 def nearest(lesson: Lesson, likeness: np.ndarray, power: float, k: int, kind: int) -> np.ndarray:
     """(q, n + e) weights of the `k` rows here, and of perturbations elsewhere, that are most like each query."""
-    n, q = len(lesson.here), len(lesson.queries)
-    known = np.r_[np.arange(n), np.arange(n + q, len(likeness))] if kind else np.arange(n)
-    found = np.maximum(likeness[n : n + q][:, known], 0)
+    n, asked = len(lesson.here), lesson.asked
+    known = np.r_[:n, asked.stop : len(likeness)] if kind else np.arange(n)
+    found = np.maximum(likeness[asked][:, known], 0)
     if kind:
         # Its own response elsewhere has parts of its own.
-        found[:, n:][lesson.own[:q] @ lesson.own[q:].T > 0] = 0
+        found[:, n:][lesson.elsewhere[asked] @ lesson.elsewhere[asked.stop :].T > 0] = 0
     order = np.argsort(-found, axis=1, kind="stable")[:, :k]
     weights = np.zeros_like(found)
     np.put_along_axis(weights, order, np.take_along_axis(found, order, axis=1) ** power, axis=1)
-    total = weights.sum(axis=1, keepdims=True)
-    return np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
+    return normalised(weights)
 
 
 @dataclass(frozen=True)
@@ -263,11 +260,11 @@ def stack(bank: Bank, query: Query, settings: tuple[Settings, ...], shares: np.n
             at, known = kinds == kind, int(kind == MEASURED)
             for name, share in zip(PARTS, shares[kind], strict=True):
                 if share:
+                    coefficients, weights = part(lesson, name, known, settings[kind], n_neighbors)
                     trust = share * lesson.reach[at]
-                    total[at] += trust * part(lesson, name, known, settings[kind], n_neighbors)[at]
-                    if name in CITED:
-                        cited[at] += trust * sources(lesson, name, known, settings[kind], n_neighbors)[at]
-        dose = doses(tuple(query.perturbed[i] for i in lesson.queries))[:, None] / dose_of_rows[lesson.allowed]
+                    total[at] += trust * coefficients[at]
+                    cited[at] += trust * weights[at]
+        dose = doses(query.perturbed)[lesson.queries, None] / dose_of_rows[lesson.allowed]
         place = np.ix_(lesson.queries, lesson.allowed)
         out.coefficients[place] = relative((total * dose).T, bank.sections[lesson.allowed]).T
         out.cited[place] = cited

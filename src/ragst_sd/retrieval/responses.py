@@ -165,11 +165,6 @@ class Group(NamedTuple):
     elsewhere: np.ndarray
     """(n + q + e, a) shares of the rows that perturb the same in other contexts; zero where there are none."""
 
-    @property
-    def own(self) -> np.ndarray:
-        """(q + e, a) the same of the queries and of perturbations measured in other contexts only."""
-        return self.elsewhere[len(self.here) :]
-
 
 def grouped(bank: Bank, query: Query, at_once: int | None = None) -> Iterator[Group]:
     """Queries by context and by the rows that they may use, at most `at_once` together."""

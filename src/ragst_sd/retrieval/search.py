@@ -1,7 +1,6 @@
 """Stage 1: the nearest eligible rows of the reference, exact by default.
 
-Candidates come from a float32 pass over the bank (`exact`), or from an approximate graph (`approximate`), and are
-ranked in float64, so that the rows found depend neither on the other queries of a batch, nor on the order of the bank,
+Candidates come from a float32 pass over the bank (`exact`), or from an approximate graph, and are ranked in float64, so that the rows found depend neither on the other queries of a batch, nor on the order of the bank,
 nor on the sizes of blocks or the number of threads. A query whose candidates cannot be proven to hold its true
 neighbours is searched again in float64.
 """
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.approximate import near_in_graph, worth_a_graph
 from ragst_sd.retrieval.eligibility import Eligibility as Eligibility
 from ragst_sd.retrieval.exact import as_float64, shortlist
 
@@ -31,6 +29,14 @@ _GPU_BLOCK_BYTES = 2**30
 _RANKED_ROWS = 8192
 # Queries that are searched both ways to tell how well a graph finds neighbours.
 _SAMPLE = 200
+# What is asked of a graph for k rows: so many times k, and so many more.
+_OVERFETCH, _SPARE, _EPSILON = 2, 32, 0.25
+# Below this share of eligible rows a graph returns too few of them, and exact search looks at few rows anyway.
+_FEW_ELIGIBLE = 0.5
+# benchmarks/search.py, 80,000 real embeddings on two cores: faster from 10,600 queries on, or from 128,000 where
+# compiling counts, 40 s once in a process. By these costs even the first graph of a process is from 83,000 queries on
+# where there are 100,000 rows.
+_WORTH_A_GRAPH = 100_000
 
 
 class Candidates(NamedTuple):
@@ -73,8 +79,9 @@ def search(
     metric
         `"euclidean"`, or `"cosine"` (one minus the cosine similarity).
     backend
-        `"exact"`, `"pynndescent"` (candidates from an approximate graph, ranked exactly), or `"auto"`: see
-        :func:`ragst_sd.retrieval.approximate.worth_a_graph`.
+        `"exact"`, `"pynndescent"` (candidates from an approximate graph, ranked exactly), or `"auto"`, whichever is
+        expected to take less time: exact below 100,000 queries or 100,000 rows, and always on a GPU. Exact search of n
+        queries costs n m, a graph of m rows about m, with a far larger factor: so the number of queries decides.
     device
         Where products are taken. Distances differ between devices in their last digits only.
     within
@@ -87,7 +94,17 @@ def search(
     ValueError
         If `metric` or `backend` is unknown, or queries or bank hold NaN or infinite values.
     """
-    queries = _checked(queries, metric, backend)
+    if metric not in ("euclidean", "cosine"):
+        raise ValueError(f"`metric` is {metric!r}; it must be 'euclidean' or 'cosine'.")
+    if backend not in BACKENDS:
+        raise ValueError(f"`backend` is {backend!r}; it must be 'auto', 'exact' or 'pynndescent'.")
+    queries = np.asarray(queries, dtype=np.float64)
+    finite = np.isfinite(queries).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is "
+            f"{int(np.argmin(finite))})."
+        )
     eligibility = eligibility or Eligibility.everything(len(queries), len(bank))
     tie_order = np.arange(len(bank)) if tie_order is None else np.asarray(tie_order)
     if not len(queries) or not len(bank):
@@ -103,9 +120,8 @@ def search(
         left = np.arange(len(asked))
         # Where many rows lie almost equally far, a longer shortlist can prove what a short one cannot.
         for margin in (_MARGIN, _WIDE_MARGIN):
-            part = asked[left]
-            wanted = min(len(bank), k + margin)
-            of_part = {"eligibility": eligibility.of_queries(part), "within": limit[part]}
+            part, wanted = asked[left], min(len(bank), k + margin)
+            of_part: dict[str, Any] = {"eligibility": eligibility.of_queries(part), "within": limit[part]}
             near, bound = shortlist(queries[part], bank, wanted, **of_part, device=device, block=block)
             rows[left], squared[left] = rank(queries[part], bank, near, k, tie_order, device)
             farthest = np.minimum(squared[left, -1], limit[part])
@@ -119,8 +135,9 @@ def search(
         return rows, squared
 
     every, recall = np.arange(len(queries)), 1.0
-    if backend == "pynndescent" or (backend == "auto" and worth_a_graph(len(queries), len(bank), str(device))):
-        near = near_in_graph(queries, bank, k, eligibility=eligibility, order=np.argsort(tie_order, kind="stable"))
+    worth = str(device) == "cpu" and min(len(queries), len(bank)) >= _WORTH_A_GRAPH
+    if backend == "pynndescent" or (backend == "auto" and worth):
+        near = _near_in_graph(queries, bank, k, eligibility, np.argsort(tie_order, kind="stable"))
         rows, squared = rank(queries, bank, near, k, tie_order)
         complete = (rows >= 0).all(axis=1)
         rows[~complete], squared[~complete] = exactly(every[~complete])
@@ -129,22 +146,6 @@ def search(
         rows, squared = exactly(every)
     distances = squared / 2 if metric == "cosine" else np.sqrt(squared)
     return Candidates(rows, np.where(rows >= 0, distances, np.nan), recall)
-
-
-def _checked(queries: np.ndarray, metric: str, backend: str) -> np.ndarray:
-    """Queries in float64."""
-    if metric not in ("euclidean", "cosine"):
-        raise ValueError(f"`metric` is {metric!r}; it must be 'euclidean' or 'cosine'.")
-    if backend not in BACKENDS:
-        raise ValueError(f"`backend` is {backend!r}; it must be 'auto', 'exact' or 'pynndescent'.")
-    queries = np.asarray(queries, dtype=np.float64)
-    finite = np.isfinite(queries).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{int((~finite).sum())} of {len(queries)} queries hold NaN or infinite values (the first is "
-            f"{int(np.argmin(finite))})."
-        )
-    return queries
 
 
 def unit_rows(points: np.ndarray) -> np.ndarray:
@@ -206,6 +207,32 @@ def thorough(
         usable = np.where(eligibility.mask(slice(None), rows), rows, -1)
         nearest, squared = rank(queries, bank, np.concatenate([nearest, usable], axis=1), k, tie_order, device)
     return nearest, squared
+
+
+def _near_in_graph(queries: np.ndarray, bank: Any, k: int, eligibility: Eligibility, order: np.ndarray) -> np.ndarray:
+    """(n, width) eligible rows that lie near each query in a graph, -1 for none, about twice the `k` that are wanted.
+
+    The graph holds the rows that `eligibility` allows, in the given order. A query that may use less than half of them
+    gets none.
+    """
+    from pynndescent import NNDescent
+
+    order = order[eligibility.allowed[order]]
+    width = _OVERFETCH * k + _SPARE
+    asked = np.flatnonzero(eligibility.count() >= _FEW_ELIGIBLE * len(order))
+    if len(order) <= width or not len(asked):
+        return np.full((len(queries), 1), -1)
+    values = np.asarray(bank[order], dtype=np.float32)
+    graph = NNDescent(values, metric="euclidean", n_neighbors=min(30, len(order) - 1), random_state=0)
+    places, _ = graph.query(queries[asked].astype(np.float32), k=width, epsilon=_EPSILON)
+    near = np.where(places >= 0, order[places], -1)
+    for e in range(eligibility.query_groups.shape[1]):
+        near[eligibility.query_groups[asked, e, None] == eligibility.bank_groups[near, e]] = -1
+    if eligibility.itself is not None:
+        near[near == eligibility.itself[asked, None]] = -1
+    rows = np.full((len(queries), width), -1)
+    rows[asked] = near
+    return rows
 
 
 def _recall(rows: np.ndarray, asked: np.ndarray, exactly: Any) -> float:

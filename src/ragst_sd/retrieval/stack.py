@@ -11,8 +11,6 @@ from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
 from ragst_sd.retrieval.evidence import cited_mean
 from ragst_sd.retrieval.regression import REGRESSION, regression_of
 
-_BLOCK_VALUES = 2**24
-
 
 def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
     r"""Evidence and adjustment of a stack.
@@ -69,12 +67,10 @@ def _earlier_adjustment(parameters: Mapping[str, Any], bank: Bank, selection: Se
 
     u is zero where nothing is cited.
     """
-    rows, phi = selection.rows, selection.key
-    weights = np.where(rows >= 0, selection.weights, 0.0)
-    centre = np.empty_like(phi)
-    step = max(1, _BLOCK_VALUES // max(1, weights.shape[1] * phi.shape[1]))
-    for start in range(0, len(phi), step):
-        part = slice(start, start + step)
-        centre[part] = np.einsum("nk,nkq->nq", weights[part], bank.key[np.maximum(rows[part], 0)])
-    offset = np.where(weights.sum(axis=1, keepdims=True) > 0, phi - centre, 0.0)
+    from scipy.sparse import csr_matrix
+
+    phi, weights, (n, k) = selection.key, selection.weights, selection.rows.shape
+    parts = weights.ravel(), np.maximum(selection.rows, 0).ravel(), np.arange(0, n * k + 1, k)
+    centre = csr_matrix(parts, shape=(n, len(bank.key))) @ bank.key
+    offset = np.where(weights.any(axis=1, keepdims=True), phi - centre, 0.0)
     return offset @ np.asarray(parameters["adjustment_in"]) @ parameters["adjustment_out"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,26 +22,20 @@ class _Limit:
     """
 
     def __init__(self) -> None:
-        self.lock, self.calls, self.n_threads, self.is_set = Lock(), 0, 1, False
+        self.lock, self.calls, self.n_threads = Lock(), 0, 1
 
     def enter(self) -> ExitStack:
+        limits = ExitStack()
         with self.lock:
             if not self.calls:
                 self.n_threads = torch.get_num_threads()
-            self.calls += 1
-            limits = ExitStack()
-            if not self.is_set:
                 with suppress(ImportError):
                     from threadpoolctl import threadpool_limits
 
-                    limits.callback(self._free)
                     limits.enter_context(threadpool_limits(1, user_api="blas"))
-                    self.is_set = True
+            self.calls += 1
         torch.set_num_threads(1)
         return limits
-
-    def _free(self) -> None:
-        self.is_set = False
 
     def leave(self, limits: ExitStack) -> None:
         with self.lock:
@@ -77,13 +70,11 @@ def one_thread() -> Iterator[None]:
 
 def n_threads() -> int:
     """Threads of torch (`OMP_NUM_THREADS`), and no more than the affinity and the cgroup of the process allow."""
-    try:
+    with suppress(ImportError):
         from joblib import cpu_count
-    except ImportError:
-        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    else:
-        allowed = cpu_count()
-    return max(1, min(torch.get_num_threads(), allowed))
+
+        return max(1, min(torch.get_num_threads(), cpu_count()))
+    return torch.get_num_threads()
 
 
 def on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:

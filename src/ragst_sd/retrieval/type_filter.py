@@ -11,6 +11,7 @@ will be at prediction.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         raise ValueError("Cell types are to be a condition of the search, but the rows have none.")
     known = np.isfinite(training.types).all(axis=1)
     roots = np.sqrt(np.where(known[:, None], training.types, 0.0))
-    everything = _regression(training, key, roots, np.flatnonzero(known))
+    everything = _regression(training, roots, np.flatnonzero(known))
     predicted = _predict(everything, key)
     queries = predicted.copy()
     for fold in np.unique(training.folds):
@@ -46,7 +47,7 @@ def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         # With one group there is nobody else to learn from.
         if len(others) > 2:
             held = training.folds == fold
-            queries[held] = _predict(_regression(training, key, roots, others), key[held])
+            queries[held] = _predict(_regression(training, roots, others), key[held])
     bank = np.where(known[:, None], roots, predicted)
     mean = bank.mean(axis=0)
     length = ((bank - mean) ** 2).sum(axis=1).mean()
@@ -63,16 +64,10 @@ def typed_queries(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
     return np.concatenate([float(parameters["types_weight"]) * types, key], axis=1)
 
 
-def _regression(training: Bank, key: np.ndarray, roots: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
-    part = Bank(
-        embedding=key[rows],
-        values=roots[rows],
-        panels=np.zeros(len(rows), dtype=np.int64),
-        measured=np.ones((1, roots.shape[1]), dtype=bool),
-        folds=training.folds[rows],
-        sections=training.sections[rows],
-        key=key[rows],
-    )
+def _regression(training: Bank, roots: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    # As genes that all rows measured; folds are held out as they are, without rows beside them.
+    panels, measured = np.zeros(len(roots), dtype=np.int64), np.ones((1, roots.shape[1]), dtype=bool)
+    part = replace(training, values=roots, panels=panels, measured=measured, beside=None).at_rows(rows)
     fitted = fit_ridge(part, alphas=_ALPHAS)
     # The intercept of ridge is relative to the mean of what it was fitted on.
     intercept = np.asarray(fitted["intercept"]) + part.values.mean(axis=0)
