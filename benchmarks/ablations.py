@@ -189,7 +189,7 @@ def by_modules(kind: str, n_modules: int = 4) -> AbstractContextManager:
         for module in range(n_modules):
             own = modules == module
             parts = ([part[:, own] for part in parts] for parts in (evidence, smooth, [targets[h] for _, h in splits]))
-            share[genes[own]] = regression.share_of_retrieval(*parts, len(np.unique(training.donors)))
+            share[genes[own]] = regression.share_of_retrieval(*parts)
         parameters["retrieval_share"] = share
         return parameters
 
