@@ -189,11 +189,30 @@ def by_modules(kind: str, n_modules: int = 4) -> AbstractContextManager:
         for module in range(n_modules):
             own = modules == module
             parts = ([part[:, own] for part in parts] for parts in (evidence, smooth, [targets[h] for _, h in splits]))
-            share[genes[own]] = regression.share_of_retrieval(*parts, len(np.unique(training.donors)))
+            share[genes[own]] = regression.share_of_retrieval(*parts)
         parameters["retrieval_share"] = share
         return parameters
 
     return patch("ragst_sd.retrieval.rag.fit_regression", fit)
+
+
+def gaussian(key: np.ndarray, rng: int) -> dict:
+    """Features of a Gaussian kernel as wide as the median distance of the landmarks."""
+    landmarks = rational_quadratic(key, rng)["regression_landmarks"]
+    between = squared(landmarks, landmarks)
+    width = float(np.median(between))
+    values, axes = np.linalg.eigh(np.exp(-between / width))
+    leading = np.flatnonzero(values > 1e-6 * values[-1])[-regression._FEATURES :]
+    mixing = axes[:, leading] / np.sqrt(values[leading])
+    return {"regression_landmarks": landmarks, "regression_mixing": mixing, "regression_width": width}
+
+
+def share_with_prior(evidence, smooth, truth) -> float:
+    """Least squares of both parts, retrieval not scaled, drawn towards the better one as by one donor more than the one."""
+    apart = [w - h for w, h in zip(evidence, smooth, strict=True)]
+    along = sum((one * (y - h)).mean() for one, y, h in zip(apart, truth, smooth, strict=True))
+    best = np.clip(along / sum((one**2).mean() for one in apart), 0, 1)
+    return max(0.05, (best + (best > 0.5)) / 2)
 
 
 def whitened(power: float) -> AbstractContextManager:
@@ -213,6 +232,7 @@ def some_rows(reference, share: float) -> AbstractContextManager:
 
 
 AS_IT_IS = "rag, as it is"
+rational_quadratic = regression._rational_quadratic
 # Embedding (the encoder of the command if empty), and what is changed while a reference is fitted.
 IDEAS = {
     AS_IT_IS: ("", lambda reference: nullcontext()),
@@ -222,6 +242,15 @@ IDEAS = {
     "random fifth of the rows in each training step": ("", lambda reference: some_rows(reference, 0.2)),
     "components whitened within sections": ("", lambda reference: whitened(1.0)),
     "components half whitened within sections": ("", lambda reference: whitened(0.5)),
+    "H with a Gaussian kernel": ("", lambda reference: patch.object(regression, "_rational_quadratic", gaussian)),
+    "H with the penalty of the best correlation": (
+        "",
+        lambda reference: patch.object(regression, "largest_penalty", lambda scores, best: best),
+    ),
+    "share of retrieval with a prior, retrieval not scaled": (
+        "",
+        lambda reference: patch.object(regression, "share_of_retrieval", share_with_prior),
+    ),
     "SHELL alone": ("X_shell", lambda reference: nullcontext()),
     "SHELL beside the encoder": ("X_both", lambda reference: nullcontext()),
 }

@@ -11,13 +11,19 @@ import scipy.sparse as sp
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.regression import (
     fit_regression,
+    largest_penalty,
     regression_features,
     regression_scale,
     row_weights,
     share_of_retrieval,
     solve_regression,
 )
-from ragst_sd.retrieval.training import centred_within_sections, held_out_splits, section_shifts
+from ragst_sd.retrieval.training import (
+    centred_within_sections,
+    held_out_splits,
+    section_shifts,
+    within_section_pearson,
+)
 
 LINEAR = {"regression_landmarks": np.zeros((0, 5)), "regression_alpha": 0.3}
 
@@ -102,17 +108,6 @@ def test_share_follows_held_out_groups():
     assert perfect["regression_scores"][0] == pytest.approx(1)
 
 
-def test_with_fewer_donors_the_better_part_says_more():
-    bank = made(n=240)
-
-    def close(truth):
-        return truth + 0.3 * np.random.default_rng(4).normal(size=truth.shape) * truth.std()
-
-    several, single = fitted(bank, close), fitted(bank, close, donors=np.zeros(len(bank), dtype=int))
-    # The regression is the better part here, so that retrieval says less.
-    assert single["retrieval_share"][0] / several["retrieval_share"][0] == pytest.approx((1 / 2) / (3 / 4))
-
-
 def test_a_penalty_that_shrinks_everything_leaves_the_regression_its_size():
     bank = made(n=240)
     # Features beside which those that matter are small: the best penalty is far above their variance.
@@ -138,20 +133,28 @@ def test_scale_has_the_least_squared_error():
 def test_share_has_the_least_squared_error_on_held_out_groups():
     random = np.random.default_rng(5)
     truth, evidence, smooth = ([random.normal(size=(n, 4)) for n in (6, 9)] for _ in range(3))
-    evidence = [e + y for e, y in zip(evidence, truth, strict=True)]
+    evidence = [3 * (e + y) for e, y in zip(evidence, truth, strict=True)]
+    smooth = [0.3 * (h + y) for h, y in zip(smooth, truth, strict=True)]
 
-    def error(a):
-        return sum(((a * e + (1 - a) * h - y) ** 2).mean() for e, h, y in zip(evidence, smooth, truth, strict=True))
+    def error(of_evidence, of_smooth):
+        parts = zip(evidence, smooth, truth, strict=True)
+        return sum(((of_evidence * e + of_smooth * h - y) ** 2).mean() for e, h, y in parts)
 
-    shares = np.linspace(0, 1, 1001)
-    best = shares[np.argmin([error(a) for a in shares])]
-    # One more donor counts for the part that is better so far.
-    better = best > 0.5
+    scales = np.linspace(0, 3, 30001)
+    size = scales[np.argmin([error(one, 0) for one in scales])]
+    assert size < 0.3
+    shares = np.linspace(0, 1, 10001)
+    best = shares[np.argmin([error(one * size, 1 - one) for one in shares])]
     assert 0.2 < best < 0.9
-    assert share_of_retrieval(evidence, smooth, truth, 1) == pytest.approx((best + better) / 2, abs=1e-3)
-    assert share_of_retrieval(evidence, smooth, truth, 99) == pytest.approx((99 * best + better) / 100, abs=1e-3)
-    assert share_of_retrieval(smooth, truth, truth, 3) == 0.05
-    assert share_of_retrieval(smooth, smooth, truth, 3) == 1
+    expected = best * size / (best * size + 1 - best)
+    found = share_of_retrieval(evidence, smooth, truth)
+    assert found == pytest.approx(expected, abs=1e-3)
+    # Mixed by it, the parts have the same proportions at any size of retrieval.
+    larger = share_of_retrieval([10 * e for e in evidence], smooth, truth)
+    assert 10 * larger / (1 - larger) == pytest.approx(found / (1 - found))
+    assert share_of_retrieval(smooth, truth, truth) == 0.05
+    assert share_of_retrieval(truth, truth, truth) == 1
+    assert share_of_retrieval([-e for e in evidence], smooth, truth) == 0.05
 
 
 def test_share_is_weighed_against_a_regression_on_the_other_groups():
@@ -172,12 +175,51 @@ def test_share_is_weighed_against_a_regression_on_the_other_groups():
         smooth.append((z[held] - mean) @ np.linalg.solve(penalised, (z[inner] - mean).T @ targets[inner]))
     smooth = [float(parameters["regression_scale"]) * part for part in smooth]
     evidence = [vague(values[held]) for _, held in splits]
-    expected = share_of_retrieval(evidence, smooth, [targets[held] for _, held in splits], 3)
+    expected = share_of_retrieval(evidence, smooth, [targets[held] for _, held in splits])
     assert 0.05 < expected < 0.5
     np.testing.assert_allclose(parameters["retrieval_share"], expected, atol=1e-6)
 
 
-def test_gaussian_features_have_to_win_in_every_group():
+def test_largest_penalty_within_one_standard_error():
+    scores = np.array([[0.5, 0.60, 0.59, 0.50, 0.61], [0.4, 0.50, 0.51, 0.30, 0.51], [0.3, 0.40, 0.37, 0.35, 0.41]])
+    # Losses of the third penalty: .01, -.01, .03, with a mean of .01 and an error of .0115; of the fourth .1, .2, .05.
+    assert largest_penalty(scores, 1) == 2
+    assert largest_penalty(scores, 4) == 4
+    assert largest_penalty(scores - [0, 0, 0.01, 0, 0], 1) == 1
+    # Of one group no error is known, and one of which nothing is known does not count.
+    assert largest_penalty(scores[:1], 1) == 1
+    assert largest_penalty(np.concatenate([scores, np.full((1, 5), np.nan)]), 1) == 2
+
+
+def test_penalty_of_a_single_donor_is_the_largest_that_costs_nothing_clear():
+    random = np.random.default_rng(11)
+    key, folds = random.normal(size=(160, 12)), np.repeat(np.arange(4), 40)
+    slopes = random.normal(size=(12, 6)) + np.array([0.2, 1, 1, 1])[:, None, None] * random.normal(size=(4, 12, 6))
+    values = np.einsum("np,npg->ng", key, slopes[folds]) + 3 * random.normal(size=(160, 6))
+    bank = Bank(key, values, np.zeros(160, int), np.ones((1, 6), bool), folds, folds, folds, key=key)
+    several, single = fitted(bank, noise), fitted(bank, noise, donors=np.zeros(160, dtype=int))
+    assert not len(several["regression_landmarks"])
+    targets, alphas = centred_within_sections(values, folds), np.logspace(-3, 3, 13)
+    targets, z, curves = targets / targets.std(axis=0), key.astype(np.float32).astype(float), []
+    for inner, held in held_out_splits(bank):
+        mean = z[inner].mean(axis=0)
+        gram = (z[inner] - mean).T @ (z[inner] - mean)
+        lines = []
+        for alpha in alphas:
+            penalised = gram + alpha * np.trace(gram) / 12 * np.eye(12)
+            predicted = (z[held] - mean) @ np.linalg.solve(penalised, (z[inner] - mean).T @ targets[inner])
+            lines.append(within_section_pearson(predicted, targets[held], folds[held]))
+        curves.append(lines)
+    mean = np.mean(curves, axis=0)
+    best = int(mean.argmax())
+    place = largest_penalty(np.array(curves), best)
+    assert place > best
+    for parameters, chosen in ((several, best), (single, place)):
+        assert parameters["regression_alpha"] == pytest.approx(alphas[chosen])
+        assert parameters["regression_scores"][1] == pytest.approx(mean[chosen], abs=1e-3)
+
+
+def test_features_of_the_kernel_have_to_win_in_every_group():
     random = np.random.default_rng(2)
     key, folds = random.normal(size=(240, 2)), np.repeat(np.arange(3), 80)
     bent = np.stack([np.cos(3 * key[:, 0]), np.sin(2 * key[:, 1]) ** 2], axis=1)
@@ -194,7 +236,7 @@ def test_without_groups_retrieval_says_all():
     assert np.isnan(parameters["regression_scores"]).all()
 
 
-def test_gaussian_features_where_the_surface_bends():
+def test_features_of_the_kernel_where_the_surface_bends():
     random = np.random.default_rng(1)
     key, folds = random.normal(size=(300, 2)), np.repeat(np.arange(3), 100)
     values = np.stack([np.cos(3 * key[:, 0]), np.sin(2 * key[:, 1]) ** 2], axis=1) + 0.05 * random.normal(size=(300, 2))
@@ -204,8 +246,16 @@ def test_gaussian_features_where_the_surface_bends():
     assert parameters["regression_scores"][1] > 0.7
     z = regression_features(parameters, key)
     squared = ((key[:, None] - parameters["regression_landmarks"]) ** 2).sum(axis=2)
-    similar = np.exp(-squared / parameters["regression_width"])
+    similar = 1 / (1 + squared / (np.median(squared) / 2))
     # Features stand for the kernel: their products are its values.
     np.testing.assert_allclose(z @ z.T, similar, atol=2e-3)
     alone = regression_features(parameters, key[:1])
     np.testing.assert_array_equal(alone, z[:1])
+
+
+def test_fits_that_name_no_kernel_have_a_gaussian_one():
+    random = np.random.default_rng(1)
+    landmarks, mixing, key = random.normal(size=(6, 2)), random.normal(size=(6, 4)), random.normal(size=(9, 2))
+    earlier = {"regression_landmarks": landmarks, "regression_mixing": mixing, "regression_width": 1.7}
+    squared = ((key[:, None] - landmarks) ** 2).sum(axis=2)
+    np.testing.assert_allclose(regression_features(earlier, key), np.exp(-squared / 1.7) @ mixing, rtol=1e-5)

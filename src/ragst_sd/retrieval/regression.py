@@ -5,9 +5,9 @@ r"""The regression H of the stack: kernel ridge, which is a signed sum over meas
 
 with the features z of a spot relative to their mean over the rows, :math:`\lambda` the mean eigenvalue of
 :math:`\tilde Z^\top \tilde Z`, and the scale c that has the least squared error on held-out groups. The features are the
-principal components of the embedding, or those of a Gaussian kernel at landmarks (Nystroem's method, Williams and Seeger
-2001), whichever predicts held-out groups better. Coefficients (features x genes) are kept; they are resolved into rows
-when somebody asks. On its own it is the method `kernel_ridge`, which cites no rows.
+principal components of the embedding, or those of a rational quadratic kernel at landmarks (Nystroem's method, Williams
+and Seeger 2001), whichever predicts held-out groups better. Coefficients (features x genes) are kept; they are resolved
+into rows when somebody asks. On its own it is the method `kernel_ridge`, which cites no rows.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def fit_regression(
     features, `alpha`, `scale`, `coefficients` (q, g), `intercept` (g,), and `scores`, the held-out ones of retrieval,
     of regression and of both.
     """
-    kernels = (_linear(training.key), _gaussian(training.key, rng))
+    kernels = (_linear(training.key), _rational_quadratic(training.key, rng))
     share, scores = float(evidence is not None), np.full(3, np.nan)
     alpha, scale, chosen = float(np.median(_ALPHAS)), 1.0, kernels[0]
     if splits:
@@ -88,9 +88,11 @@ def fit_regression(
             z = regression_features(kernel, training.key).astype(np.float64)
             curves.append(_score_alphas(z, targets, splits, training.sections))
         places = [int(np.nanargmax(mean_over_groups(curve, len(_ALPHAS)))) for curve in curves]
-        linear, gaussian = (np.asarray(curve)[:, place] for curve, place in zip(curves, places, strict=True))
+        linear, curved = (np.asarray(curve)[:, place] for curve, place in zip(curves, places, strict=True))
         # Far from all landmarks the kernel says nothing: a gain in some groups alone need not carry over to the next.
-        best = int(not (gaussian <= linear).any())
+        best = int(not (curved <= linear).any())
+        if not best and (training.donors is None or len(np.unique(training.donors)) < 2):
+            places[0] = largest_penalty(np.asarray(curves[0]), places[0])
         chosen, alpha = kernels[best], float(_ALPHAS[places[best]])
         scores[1] = mean_over_groups(curves[best], len(_ALPHAS))[places[best]]
         z = regression_features(chosen, training.key).astype(np.float64)
@@ -99,8 +101,7 @@ def fit_regression(
         scale = regression_scale(smooth, truth)
         smooth = [scale * part for part in smooth]
     if splits and evidence is not None:
-        n_donors = 1 if training.donors is None else len(np.unique(training.donors))
-        share = share_of_retrieval(evidence, smooth, truth, n_donors)
+        share = share_of_retrieval(evidence, smooth, truth)
         mixed = [
             [within_section_pearson(a * w + (1 - a) * h, y, training.sections[held]) for a in (1, 0, share)]
             for w, h, y, (_, held) in zip(evidence, smooth, truth, splits, strict=True)
@@ -132,6 +133,20 @@ def fit_regression(
     }
 
 
+def largest_penalty(scores: np.ndarray, best: int) -> int:
+    """Place of the largest penalty up to which the mean score loses no more than its standard error over groups.
+
+    The one-standard-error rule (Breiman et al. 1984) on (groups, penalties), by differences to the `best` penalty. For
+    parts of a single donor: a new donor differs from it more than they do from each other.
+    """
+    loss = scores[:, [best]] - scores[:, best:]
+    loss = loss[np.isfinite(loss).all(axis=1)]
+    if len(loss) < 2:
+        return best
+    bearable = loss.mean(axis=0) <= loss.std(axis=0, ddof=1) / np.sqrt(len(loss))
+    return best + int(np.argmin(np.append(bearable, False))) - 1
+
+
 def regression_scale(smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
     """The factor that gives predictions of held-out groups the least squared error; one where it would not be positive.
 
@@ -144,22 +159,24 @@ def regression_scale(smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]) 
 
 
 def share_of_retrieval(
-    evidence: Sequence[np.ndarray], smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray], n_donors: int
+    evidence: Sequence[np.ndarray], smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]
 ) -> float:
-    r"""The share of retrieval with the least squared error on held-out groups, drawn towards the better of the two.
+    r"""The share of retrieval with the least squared error on held-out groups, each part at the size that suits it.
 
-    .. math:: a = \frac{n\, \hat a + [\hat a > 1/2]}{n + 1}, \qquad
-              \hat a = \left[\frac{\sum_k \langle W_k - H_k, Y_k - H_k \rangle}
-              {\sum_k \langle W_k - H_k, W_k - H_k \rangle}\right]_0^1
+    .. math:: a = \frac{b\, w}{b\, w + 1 - w}, \qquad
+              w = \left[\frac{\sum_k \langle b E_k - H_k, Y_k - H_k \rangle}
+              {\sum_k \langle b E_k - H_k, b E_k - H_k \rangle}\right]_0^1
 
-    with the mean products over the rows and genes of group k: stacked regression (Breiman 1996) with n donors, and one
-    more for whom the part that is better so far is all there is. At least .05, so that every value cites measured rows.
+    with the mean products over the rows and genes of group k, and b the :func:`regression_scale` of retrieval E: stacked
+    regression (Breiman 1996) of parts of the right size. Otherwise retrieval would lose its share where it spreads too
+    far or not far enough on the few rows of a held-out fit. At least .05, so that every value cites measured rows.
     """
-    groups = [(w - h, y - h) for w, h, y in zip(evidence, smooth, truth, strict=True)]
+    scale = regression_scale(evidence, truth)
+    groups = [(scale * w - h, y - h) for w, h, y in zip(evidence, smooth, truth, strict=True)]
     along = sum(float((apart * error).mean()) for apart, error in groups)
     size = sum(float((apart**2).mean()) for apart, _ in groups)
     best = float(np.clip(along / size, 0, 1)) if size > 0 else 1.0
-    return max(_LEAST, (n_donors * best + (best > 0.5)) / (n_donors + 1))
+    return max(_LEAST, scale * best / (scale * best + 1 - best))
 
 
 def regression_features(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
@@ -167,10 +184,9 @@ def regression_features(parameters: Mapping[str, Any], key: np.ndarray) -> np.nd
     landmarks = np.asarray(parameters["regression_landmarks"], dtype=np.float64)
     if not len(landmarks):
         return key.astype(np.float32)
-    mixing, width = np.asarray(parameters["regression_mixing"]), float(parameters["regression_width"])
-    return in_blocks(lambda block: np.exp(-_squared(block, landmarks) / width) @ mixing, key, mixing.shape[1]).astype(
-        np.float32
-    )
+    mixing = np.asarray(parameters["regression_mixing"])
+    features = in_blocks(lambda block: _similarity(parameters, block, landmarks) @ mixing, key, mixing.shape[1])
+    return features.astype(np.float32)
 
 
 def regression_of(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> np.ndarray:
@@ -244,19 +260,27 @@ def _linear(key: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _gaussian(key: np.ndarray, rng: int) -> dict[str, Any]:
-    """A Gaussian kernel as wide as the median distance to its landmarks, by its leading features there."""
+def _rational_quadratic(key: np.ndarray, rng: int) -> dict[str, Any]:
+    """A kernel of half the median squared distance of its landmarks, by its leading features there.
+
+    The rational quadratic is a mixture of Gaussians of all widths (Rasmussen and Williams 2006, equation 4.19).
+    """
     drawn = np.random.default_rng(rng).choice(len(key), min(_LANDMARKS, len(key)), replace=False)
     landmarks = key[np.sort(drawn)]
-    between = _squared(landmarks, landmarks)
-    width = float(np.median(between)) or 1.0
-    values, axes = np.linalg.eigh(np.exp(-between / width))
-    leading = np.flatnonzero(values > 1e-6 * values[-1])[-_FEATURES:]
-    return {
+    kernel = {
+        "regression_kernel": "rational_quadratic",
         "regression_landmarks": landmarks,
-        "regression_mixing": axes[:, leading] / np.sqrt(values[leading]),
-        "regression_width": np.float64(width),
+        "regression_width": np.float64(np.median(_squared(landmarks, landmarks)) / 2 or 1),
     }
+    values, axes = np.linalg.eigh(_similarity(kernel, landmarks, landmarks))
+    leading = np.flatnonzero(values > 1e-6 * values[-1])[-_FEATURES:]
+    return {**kernel, "regression_mixing": axes[:, leading] / np.sqrt(values[leading])}
+
+
+def _similarity(parameters: Mapping[str, Any], key: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    ratio = _squared(key, landmarks) / float(parameters["regression_width"])
+    # Fits of earlier releases name no kernel: theirs is Gaussian.
+    return np.asarray(1 / (1 + ratio) if "regression_kernel" in parameters else np.exp(-ratio))
 
 
 def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
