@@ -116,7 +116,7 @@ def scores_of(predicted: Predicted, truth: Measured, genes: list[str], how: Scor
     rng, asked = np.random.default_rng(how.seed), set(how.metrics)
     lines, profile, delta = predicted.lines, predicted.profile, predicted.delta
     # Given responses come without profiles, and their metrics are of responses only.
-    expected = truth.delta if truth.profile is None else truth.profile
+    expected = truth.delta if truth.values is None else truth.profile
     scores = mean_metrics(profile, expected[lines], delta, truth.delta[lines])
     if asked & set(DISCRIMINATION):
         scores |= discrimination_scores(delta, truth, lines, genes, how.control)
@@ -133,7 +133,7 @@ def _centroid_correlation(
 ) -> np.ndarray:
     """Correlation of differences from the mean of all other perturbations, one half of their cells for each side."""
     first = halves(truth.row, rng)
-    sides = [replace(truth, row=np.where(half, truth.row, CONTROL)).profiles() for half in (first, ~first)]
+    sides = [replace(truth, row=np.where(half, truth.row, CONTROL)).profile for half in (first, ~first)]
     out = np.full(len(lines), np.nan)
     for i, line in enumerate(lines):
         here = of_context(truth, line)
