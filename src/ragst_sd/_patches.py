@@ -15,6 +15,8 @@ from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_key
 from ragst_sd.image.embedding import Pyramid
 
+# Edge of the pictures that a reference keeps of its spots.
+THUMBNAIL_PX = 64
 _ROUNDING = 1.01
 _BATCH = 128
 

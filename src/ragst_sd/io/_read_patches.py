@@ -16,7 +16,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._patches import patch_pyramid, shrunk
+from ragst_sd._patches import THUMBNAIL_PX, patch_pyramid, shrunk
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type, require_unique
 from ragst_sd.image.pooling import pool_tiles
@@ -29,9 +29,7 @@ from ragst_sd.pp._tile_features import BARCODES, names_of_spots, read_embedding_
 
 logger = logging.getLogger(__name__)
 
-_THUMBNAIL_PX = 64
 _MOST = 0.5
-
 _PICTURES = ("img", "imgs", "images")
 _CHUNK = 16
 
@@ -167,7 +165,7 @@ def read_patches(
     origin = Origin(sample, donor, source_details(meta))
     sdata = assemble(adata, xy, None, origin, radius=diameter / 2, image_mpp=None)
     table = sdata.tables[TABLE]
-    table.obsm[_keys.PATCHES], table.obsm[_keys.THUMBNAIL] = pictures, shrunk(pictures, _THUMBNAIL_PX)
+    table.obsm[_keys.PATCHES], table.obsm[_keys.THUMBNAIL] = pictures, shrunk(pictures, THUMBNAIL_PX)
     table.uns[_keys.ATTRS][_keys.PATCHES] = {"mpp": float(mpp), "edge_px": edge}
     if image_mpp is not None:
         sdata.attrs[_keys.ATTRS] = {_keys.IMAGE_MPP: {_keys.PATCHES: image_mpp}}

@@ -15,6 +15,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
+from ragst_sd._patches import THUMBNAIL_PX
 from ragst_sd._reference import LABELS, new_reference, of_rows, read_header, require_in_memory
 from ragst_sd._validate import listing, require_choice, require_some, require_unique
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
@@ -23,7 +24,7 @@ from ragst_sd.reference.normalize import as_csr, log_normalize, size_factors
 from ragst_sd.reference.panels import Part, Plan, plan_merge
 from ragst_sd.retrieval.projection import standardize
 from ragst_sd.tl._mergeable import carry_cell_types, check_alike, check_samples
-from ragst_sd.tl._sections import ON_DUPLICATE, THUMBNAIL_PX, report_duplicates
+from ragst_sd.tl._sections import ON_DUPLICATE, report_duplicates
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ragst_sd._annotation import embedded_centers, is_predicted
 from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._gene_names import check_unit, offered_names, stored_expression
 from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
-from ragst_sd._patches import shrunk
+from ragst_sd._patches import THUMBNAIL_PX, shrunk
 from ragst_sd._query import read_embedding
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
@@ -31,7 +31,6 @@ from ragst_sd.reference.schema import knows_tiles
 logger = logging.getLogger(__name__)
 
 SOURCE_FIELDS = ("tissue", "technology", "license", "citation", "panel")
-THUMBNAIL_PX = 64
 ON_DUPLICATE = ("error", "warn")
 
 
