@@ -535,7 +535,7 @@ CASES: dict[str, Case] = {
     "more neighbours of rag than eligible": (
         case_rag_n_neighbors_eligible,
         ValueError,
-        ["`n_neighbors` is 5", "only 4 rows are eligible", "Ask for 4"],
+        ["`n_neighbors` is 5", "only 4 rows may be used", "Ask for 4"],
     ),
     # prediction
     "other encoder": (case_other_encoder, ValueError, ["made differently", "other", "colour"]),
@@ -553,7 +553,7 @@ CASES: dict[str, Case] = {
         ValueError,
         ["`n_neighbors` is 11", "fitted with 10"],
     ),
-    "more neighbours than eligible": (case_n_neighbors_eligible, ValueError, ["`n_neighbors` is 5", "4 rows are eligible"]),
+    "more neighbours than eligible": (case_n_neighbors_eligible, ValueError, ["`n_neighbors` is 5", "4 rows may be used"]),
     "unknown backend": (lambda w: rg.tl.predict(w.query, w.fitted(), backend="faiss"), ValueError, ["'faiss'", "'exact'"]),
     "existing table": (case_existing_table, ValueError, ["'counts2'", "key_added"]),
     "name of an element": (case_name_of_shapes, ValueError, ["'Spots'", "'spots'"]),

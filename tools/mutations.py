@@ -55,8 +55,8 @@ MUTATIONS = (
     Mutation(
         "rows on disk by their place in the reference",
         "run.py",
-        "[of_block == block] - starts[block]",
-        "[of_block == block]",
+        "np.searchsorted(near, np.maximum(rows, 0))",
+        "np.maximum(rows, 0)",
         f"{COMMON} -k on_disk",
     ),
     Mutation(

@@ -54,7 +54,7 @@ def regression(parameters, key, cited):
     z, landmarks = key, np.asarray(parameters["regression_landmarks"])
     if len(landmarks):
         squared = ((key[:, None] - landmarks[None]) ** 2).sum(axis=2)
-        z = np.exp(-squared / float(parameters["regression_width"])) @ parameters["regression_mixing"]
+        z = 1 / (1 + squared / float(parameters["regression_width"])) @ parameters["regression_mixing"]
     h = z @ parameters["regression_coefficients"] + parameters["regression_intercept"]
     return (1 - np.asarray(parameters.get("retrieval_share", 0))) * h
 
