@@ -1,9 +1,12 @@
-"""Files and folders that are replaced as a whole, written beside their place and renamed into it."""
+"""Files and folders that are replaced as a whole, written beside their place and renamed into it; temporary folders."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import socket
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -11,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 from filelock import FileLock, Timeout
 
 _NEW, OLD = ".new", ".new.old"
@@ -144,3 +148,20 @@ def version_of(path: Path) -> tuple[int, int, int]:
     """
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is deleted on leaving; those of processes of this machine that were killed are deleted first."""
+    # Several machines may share the folder for temporary files.
+    prefix = f"ragst_sd_{socket.gethostname()}_"
+    for left in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        pid = left.name.removeprefix(prefix).split("_")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            # A folder of another user cannot be deleted, and stays.
+            shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}_"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)

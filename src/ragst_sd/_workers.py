@@ -11,8 +11,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -23,6 +21,7 @@ import zarr
 from dask.base import get_scheduler
 from zarr.storage import LocalStore
 
+from ragst_sd._replacing import temporary_folder
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.encoder import Encoder
 from ragst_sd.image.frames import FieldOfView
@@ -202,11 +201,11 @@ def without_huge_chunks(pyramid: Pyramid, used: Iterable[int]) -> Iterator[Pyram
         yield replace(pyramid, levels=read) if pixels else pyramid
         return
 
-    with TemporaryDirectory(prefix="ragst_sd_") as folder:
+    with temporary_folder() as folder:
         stored: dict[int, Any] = {}
         for k, level in levels.items():
             chunks = (level.shape[0], *(min(_STORED_CHUNK_PX, size) for size in pyramid.shapes[k]))
-            stored[k] = zarr.create_array(Path(folder) / str(k), shape=level.shape, dtype=level.dtype, chunks=chunks)
+            stored[k] = zarr.create_array(folder / str(k), shape=level.shape, dtype=level.dtype, chunks=chunks)
         logger.info(
             "The image is stored in chunks of up to %.0f MB, which would be decoded again and again: it is decoded "
             "once into a temporary store in '%s' (up to %.0f MB). Write it with smaller chunks "

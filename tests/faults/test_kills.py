@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 
 import anndata as ad
@@ -16,6 +17,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd import _replacing
+from ragst_sd._replacing import temporary_folder
 from ragst_sd.retrieval import run as runner
 
 from ..sections import mean_colour
@@ -248,3 +250,65 @@ def test_a_cache_that_is_killed_during_a_certain_batch(cache, tmp_path, at, kept
     again = Slow(seconds=0)
     np.testing.assert_array_equal(embed(again, cache=cache), expected)
     assert again.seen == N - kept
+
+
+def test_a_temporary_store_goes_with_the_next_one_when_its_process_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "ragst_sd_elsewhere_abc").mkdir()
+
+    def work():
+        with temporary_folder() as folder:
+            (folder / "pixels").write_bytes(bytes(1000))
+            time.sleep(600)
+
+    def left():
+        return {one.name for one in tmp_path.iterdir() if one.is_dir()} - {"ragst_sd_elsewhere_abc"}
+
+    children = [Child(work, tmp_path / f"{k}.log") for k in range(2)]
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("*/pixels"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert children[0].kill(0) == -signal.SIGKILL
+    assert len(left()) == 2
+    with temporary_folder() as mine:
+        # That of the process that lives, and mine.
+        assert len(left()) == 2 and mine.name in left()
+        assert all((tmp_path / name / "pixels").exists() for name in left() - {mine.name})
+    assert len(left()) == 1
+    assert children[1].kill(0) == -signal.SIGKILL
+    with temporary_folder() as mine:
+        assert left() == {mine.name}
+    assert not left()
+    assert (tmp_path / "ragst_sd_elsewhere_abc").exists()
+
+
+def test_processes_that_make_temporary_folders_at_once_leave_each_other_alone(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(shared))
+
+    def work():
+        end = time.monotonic() + 1
+        while time.monotonic() < end:
+            with temporary_folder() as folder:
+                (folder / "pixels").write_bytes(b"1")
+                time.sleep(0.002)
+                assert (folder / "pixels").exists()
+
+    children = [Child(work, tmp_path / f"{k}.log") for k in range(4)]
+    ends = [child.wait() for child in children]
+    assert ends == [0] * 4, [child.log.read_text() for child in children if child.log.exists()]
+    assert not list(shared.iterdir())
+
+
+def test_an_error_inside_leaves_no_temporary_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def interrupted():
+        with temporary_folder() as folder:
+            (folder / "pixels").write_bytes(b"1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert not list(tmp_path.iterdir())
