@@ -208,13 +208,19 @@ def _doctor(args: argparse.Namespace) -> int:
     return code
 
 
+class _Printer(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a line at once; unlike a stream of logging, an error if nobody reads any more."""
+        print(self.format(record), flush=True)
+
+
 @contextmanager
 def _printed(name: str) -> Iterator[None]:
     """Print what a logger tells, line by line."""
-    logger, handler = logging.getLogger(name), logging.StreamHandler(sys.stdout)
+    logger, handler = logging.getLogger(name), _Printer(logging.INFO)
     level = logger.level
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(min(logger.getEffectiveLevel(), logging.INFO))
     try:
         yield
     finally:

@@ -66,6 +66,8 @@ def predict_files(args: Namespace) -> int:
     ValueError
         If the reference is not fitted, or the encoder cannot be made or is another one than that of the reference.
     """
+    # Wrong ones are told even if no encoder is needed.
+    _named(args.model_kwargs)
     adata = rg.io.read_reference(args.reference)
     bank = open_bank(adata)
     made, use_rep = bank.header.encoder, bank.header.use_rep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -25,6 +26,8 @@ _TIFFS = (".tif", ".tiff", ".btf")
 _SINGLE_SCALE_PX = 1500
 _CHUNK_PX = 512
 _ORIENTATION = 274
+
+_pixel_limit = threading.Lock()
 
 
 def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = None) -> np.ndarray:
@@ -79,11 +82,13 @@ def _halve(pixels: np.ndarray) -> np.ndarray:
 @contextmanager
 def _without_pixel_limit() -> Iterator[None]:
     # Pillow's limit guards servers against pictures sent by strangers; whole slides exceed it as a matter of course.
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    # It is one for all threads, some of which may read pictures at the same time.
+    with _pixel_limit:
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
 
 
 def _read_picture(path: Path, what: str) -> np.ndarray:
