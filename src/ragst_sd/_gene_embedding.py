@@ -35,11 +35,12 @@ def embedding_table(embedding: pd.DataFrame | Mapping[str, Any]) -> dict[str, An
         name = str(embedding.attrs.get("name", "data frame"))
     else:
         genes, name = [str(gene) for gene in embedding], "mapping"
-        widths = {np.size(vector): str(gene) for gene, vector in embedding.items()}
+        vectors = [np.ravel(np.asarray(vector)) for vector in embedding.values()]
+        widths = {len(vector): gene for gene, vector in zip(genes, vectors, strict=True)}
         if len(widths) > 1:
             lengths = ", ".join(f"{gene!r}: {width}" for width, gene in sorted(widths.items()))
             raise ValueError(f"Vectors of `embedding` differ in length ({lengths}). Embed all genes in the same way.")
-        rows = np.array([np.ravel(vector) for vector in embedding.values()])
+        rows = np.array(vectors)
     if not np.issubdtype(rows.dtype, np.number) or rows.ndim != 2 or rows.shape[1] == 0:
         raise ValueError(
             f"`embedding` holds no numbers (shape {rows.shape}, {rows.dtype}). {todo} All columns must be numeric."

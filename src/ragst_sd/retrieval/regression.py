@@ -48,6 +48,9 @@ _FEATURES = 256
 _BLOCK = 256
 # A share of zero would leave a prediction without sources.
 _LEAST = 0.05
+_LARGEST_SCALE = 2.0
+# Steps of the penalties, one decade, that are taken for a new donor at most: blocks of few spots say little.
+_STEPS = 2
 
 
 @one_thread()
@@ -136,15 +139,16 @@ def fit_regression(
 def largest_penalty(scores: np.ndarray, best: int) -> int:
     """Place of the largest penalty up to which the mean score loses no more than its standard error over groups.
 
-    The one-standard-error rule (Breiman et al. 1984) on (groups, penalties), by differences to the `best` penalty. For
-    parts of a single donor: a new donor differs from it more than they do from each other.
+    The one-standard-error rule (Breiman et al. 1984) on (groups, penalties), by differences to the `best` penalty, of
+    which it takes ten times at most. For parts of a single donor: a new donor differs from it more than they do from
+    each other.
     """
     loss = scores[:, [best]] - scores[:, best:]
     loss = loss[np.isfinite(loss).all(axis=1)]
     if len(loss) < 2:
         return best
     bearable = loss.mean(axis=0) <= loss.std(axis=0, ddof=1) / np.sqrt(len(loss))
-    return best + int(np.argmin(np.append(bearable, False))) - 1
+    return best + min(int(np.argmin(np.append(bearable, False))) - 1, _STEPS)
 
 
 def regression_scale(smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
@@ -155,7 +159,7 @@ def regression_scale(smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]) 
     """
     along = sum(float((h * y).mean()) for h, y in zip(smooth, truth, strict=True))
     size = sum(float((h**2).mean()) for h in smooth)
-    return along / size if along > 0 else 1.0
+    return along / size if along > 0 and size > 0 else 1.0
 
 
 def share_of_retrieval(
@@ -167,11 +171,12 @@ def share_of_retrieval(
               w = \left[\frac{\sum_k \langle b E_k - H_k, Y_k - H_k \rangle}
               {\sum_k \langle b E_k - H_k, b E_k - H_k \rangle}\right]_0^1
 
-    with the mean products over the rows and genes of group k, and b the :func:`regression_scale` of retrieval E: stacked
-    regression (Breiman 1996) of parts of the right size. Otherwise retrieval would lose its share where it spreads too
+    with the mean products over the rows and genes of group k, and b the :func:`regression_scale` of retrieval E, at most
+    2: stacked regression (Breiman 1996) of parts of the right size. Otherwise retrieval would lose its share where it spreads too
     far or not far enough on the few rows of a held-out fit. At least .05, so that every value cites measured rows.
     """
-    scale = regression_scale(evidence, truth)
+    # A larger factor would make up for evidence of next to nothing, and leave the regression out.
+    scale = min(regression_scale(evidence, truth), _LARGEST_SCALE)
     groups = [(scale * w - h, y - h) for w, h, y in zip(evidence, smooth, truth, strict=True)]
     along = sum(float((apart * error).mean()) for apart, error in groups)
     size = sum(float((apart**2).mean()) for apart, _ in groups)

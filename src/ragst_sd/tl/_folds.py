@@ -126,6 +126,8 @@ def outer_folds(bank: Bank, group_key: str | None, n_folds: int | None = None) -
         If there is one group only, a row has no group, or nothing is left to train on.
     """
     codes, what = inner_folds(bank, group_key)
+    if len(np.unique(codes)) < 2:
+        raise ValueError(f"The reference has {len(bank)} rows in one group ({what}): nothing is left to train on.")
     samples, pictures = bank.obs[_keys.SAMPLE].astype(str).to_numpy(), _pictures(bank)
     donors = bank.obs[_keys.DONOR].astype(str).to_numpy()
     folds, shared = [], set()
@@ -196,15 +198,17 @@ def block_folds(bank: Bank, margin_um: float | None, *, say: Callable[..., None]
     held, near, small = np.full(len(bank), -1), np.zeros((4, len(bank)), dtype=bool), []
     for picture in np.unique(pictures):
         rows = np.flatnonzero(pictures == picture)
-        quarter = _quarters(*xy[rows].T)
+        quarter, (width, height) = _quarters(*xy[rows].T), np.ptp(xy[rows], axis=0)
+        size = f"{listing(np.unique(samples[rows]))} of {width:,.0f} x {height:,.0f} µm"
+        if len(np.unique(quarter)) < 2:
+            small.append(size)
+            continue
         margin = _margin(bank, samples[rows[0]], xy[rows], say) if margin_um is None else float(margin_um)
         beside = np.stack([_near(xy[rows], quarter == block, margin) for block in range(4)])
         if all(((quarter != block) & ~beside[block]).any() for block in range(4)):
             held[rows], near[:, rows] = quarter, beside
         else:
-            width, height = np.ptp(xy[rows], axis=0)
-            size = f"{width:,.0f} x {height:,.0f} µm with a margin of {margin:,.0f} µm"
-            small.append(f"{listing(np.unique(samples[rows]))} of {size}")
+            small.append(f"{size} with a margin of {margin:,.0f} µm")
     if (held < 0).all():
         raise ValueError(
             f"Nothing is left to learn from beside a quarter of a section and its margin: {'; '.join(small)}. Give a "

@@ -83,9 +83,13 @@ def centred_scores(
     """
     everywhere: Any = np.mean(list(means.values()), axis=0)
     scores = {name: np.empty(len(lines)) for name in RESPONSE_METRICS}
+    measured: dict[str, np.ndarray] = {}
     for i, line in enumerate(lines):
-        here, centre = of_context(truth, line), means.get(truth.names[line][0], everywhere)
-        likeness = _directions(truth.delta[here], centre) @ _directions(delta[i], centre)
+        context, here = truth.names[line][0], of_context(truth, line)
+        centre = means.get(context, everywhere)
+        if context not in measured:
+            measured[context] = _directions(truth.delta[here], centre)
+        likeness = measured[context] @ _directions(delta[i], centre)
         own = likeness[here == line].item()
         before = _share_before(-likeness, -own)
         scores[CENTRED][i], scores[RANK][i], scores[BEST][i] = own, 1 - before, before < 0.1
