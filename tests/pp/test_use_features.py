@@ -64,6 +64,17 @@ class TestLazySlide:
         predicts(sections, "X_uni2")
         rg.pl.prediction(sections["donor3"], genes=sections["donor3"].tables["predicted"].var_names[0], show=False)
 
+    @pytest.mark.parametrize(
+        "specs", [None, "tiles", ["tiles"], {"tiles": {}}, {"tiles": {"width": TILE_PX}}, {"tiles": object()}]
+    )
+    def test_metadata_of_another_kind_is_passed_over(self, query, specs):
+        add_lazyslide(query)
+        query.attrs["tile_spec"] = specs
+        with pytest.raises(ValueError, match="Pass "):
+            rg.pp.use_features(query, features="uni2_tiles")
+        rg.pp.use_features(query, features="uni2_tiles", **STATED)
+        assert said(header_of(query, "X_uni2"))[:3] == ("uni2", TILE_PX, MPP)
+
     def test_a_slide_without_spots(self, sections):
         for sdata in sections.values():
             add_lazyslide(sdata)
@@ -137,6 +148,15 @@ class TestSopa:
             np.testing.assert_array_equal(found, expected(sdata, corners[name], CONTEXT))
             assert said(header_of(sdata, "X_hoptimus0"))[:3] == ("hoptimus0", TILE_PX, MPP)
         predicts(sections, "X_hoptimus0")
+
+    @pytest.mark.parametrize("config", [None, "hoptimus0", ["hoptimus0"], np.zeros(2)])
+    def test_metadata_of_another_kind_is_passed_over(self, query, config):
+        add_sopa(query)
+        query.tables["hoptimus0_embeddings"].uns["embedding_config"] = config
+        with pytest.raises(ValueError, match="Pass "):
+            rg.pp.use_features(query, features="hoptimus0_embeddings")
+        rg.pp.use_features(query, features="hoptimus0_embeddings", **STATED)
+        assert said(header_of(query, "X_uni2"))[:3] == ("uni2", TILE_PX, MPP)
 
     def test_what_it_does_not_say_is_asked_for(self, query):
         add_sopa(query, magnification=None)
