@@ -326,6 +326,11 @@ def half_a_tile(query):
     return {"features": "uni2_tiles", "context": (0.5, 1)}
 
 
+def without_end(query):
+    add_lazyslide(query)
+    return {"features": "uni2_tiles", "context": (1, np.inf)}
+
+
 def wider_without_a_size(query):
     add_squidpy(query)
     del query.attrs["ragst"]
@@ -366,6 +371,7 @@ def two_images(query):
             ValueError,
             r"`context` is 0\.5; it must be a number between 1 and inf\. Features of whole tiles",
         ),
+        (without_end, ValueError, r"`context` is inf; it must be a finite number above zero"),
         (wider_without_a_size, ValueError, r"does not say how wide its tiles are.*set_image_mpp"),
         (nothing_stated, ValueError, r"Pass `model=`, `tile_px=`, `mpp=`"),
         (two_images, ValueError, r"`image_key` is needed: found 2 images"),
