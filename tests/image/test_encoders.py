@@ -187,6 +187,12 @@ def test_missing_file_is_named() -> None:
         resolve_encoder(TINY, model_kwargs={"checkpoint_path": "/nowhere.safetensors"})
 
 
+def test_network_for_rectangles_is_refused() -> None:
+    kwargs = {"pretrained": False, "pretrained_cfg_overlay": {"input_size": (3, 64, 32)}}
+    with pytest.raises(ValueError, match="takes images of 64 x 32 px; tiles are square"):
+        resolve_encoder(TINY, model_kwargs=kwargs)
+
+
 def test_random_weights_only_when_asked_for(caplog) -> None:
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
         encoder = resolve_encoder(TINY, model_kwargs={"pretrained": False}, device="cpu")

@@ -148,6 +148,8 @@ def test_missing_onnxruntime_is_named(tmp_path, monkeypatch) -> None:
             "8 bits as they are: leave out `mean`",
         ),
         ({"shape": ("n", "c", "h", "w")}, {}, r"takes pixels tensor\(float\) \['n', 'c', 'h', 'w'\].*3 channels fixed"),
+        ({"shape": ("n", 3, 32, 48)}, {}, "tiles are square"),
+        ({"shape": ("n", 32, 48, 3)}, {}, "tiles are square"),
         ({"kind": TensorProto.INT32}, {}, r"tensor\(int32\)"),
     ],
 )

@@ -40,6 +40,10 @@ def test_intervals_say_what_they_hold_for(predicted, with_intervals):
     with pytest.raises(KeyError, match=r"'lower' not found in `table\.layers`.*no intervals.*intervals=0\.9"):
         draw_prediction(predicted, genes=table.var_names[0], interval=True)
     with_intervals(table)
+    upper = table.layers.pop("upper")
+    with pytest.raises(KeyError, match=r"'upper' not found in `table\.layers`"):
+        draw_prediction(predicted, genes=table.var_names[0], interval=True)
+    table.layers["upper"] = upper
     found = prediction.intervals(np.array([3, 1]))
     assert (found.name, found.caveat, found.hatch) == ("90 % interval", "", None)
     expected = (table.layers["upper"] - table.layers["lower"])[:, [3, 1]]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import geopandas as gpd
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import shapely
 from matplotlib.collections import EllipseCollection, PathCollection
 
 import ragst_sd as rg
+from ragst_sd.pl._section import draw_spots
 
 
 @pytest.fixture
@@ -157,6 +162,20 @@ def test_tiles_are_squares_in_pixels_of_the_image(query, fitted, genes, embed):
     np.testing.assert_allclose(extents, 64)
     centers = [path.get_extents().get_points().mean(axis=0) for path in drawn.get_paths()]
     np.testing.assert_allclose(centers, query.tables["on_tiles"].obsm["spatial"])
+
+
+@pytest.mark.parametrize("is_clockwise", [False, True])
+def test_holes_of_outlines_stay_empty(is_clockwise):
+    outer, inner = ([(a, a), (b, a), (b, b), (a, b)] for a, b in ((0, 9), (3, 6)))
+    outline = shapely.Polygon(outer, [inner[::-1] if is_clockwise else inner])
+    section = SimpleNamespace(radii=None, affine=np.eye(3), element=gpd.GeoDataFrame(geometry=[outline]))
+    fig = plt.figure(figsize=(1, 1), dpi=90)
+    ax = fig.add_axes((0, 0, 1, 1), xlim=(0, 9), ylim=(0, 9))
+    ax.axis("off")
+    draw_spots(ax, section, np.array([0]), facecolors="black", edgecolors="none")
+    fig.canvas.draw()
+    shade = np.asarray(fig.canvas.buffer_rgba())[..., 0]
+    assert (shade[45, 45], shade[45, 10]) == (255, 0)
 
 
 def test_only_part_of_the_spots_was_predicted(predicted, genes):

@@ -116,10 +116,11 @@ def test_two_runs_at_once_do_not_get_into_each_others_way(section, tmp_path):
 
 
 def test_writers_of_one_process_use_names_of_their_own(tmp_path, monkeypatch):
+    from ragst_sd.image.parts import Part
     from ragst_sd.pp._embedding_run import EmbeddingCache
 
     real, values = np.save, np.zeros((3, 2), np.float32)
-    caches = [EmbeddingCache(tmp_path, {"encoder": "mine"}, 4, []) for _ in range(2)]
+    caches = [EmbeddingCache(tmp_path, {"encoder": "mine"}, 4, [Part(0, np.arange(3))]) for _ in range(2)]
 
     def meanwhile(file, array, **kwargs):
         monkeypatch.setattr(np, "save", real)
@@ -131,11 +132,17 @@ def test_writers_of_one_process_use_names_of_their_own(tmp_path, monkeypatch):
     np.testing.assert_array_equal(caches[1].read(0), values)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "rows", "row", "vector", "nan", "dtype"])
 def test_a_damaged_part_is_embedded_again(section, tmp_path, damage, caplog):
     expected = embed(section, Named(), cache=tmp_path).copy()
     path = next(tmp_path.rglob("part-000001.npy"))
-    path.write_bytes(path.read_bytes()[:-7] if damage == "cut" else b"")
+    values = np.load(path)
+    if damage in ("cut", "empty"):
+        path.write_bytes(path.read_bytes()[:-7] if damage == "cut" else b"")
+    else:
+        one_nan = np.where(np.arange(len(values))[:, None] == 3, np.float32("nan"), values)
+        others = {"rows": values[:-1], "row": values[:1], "vector": values[:, 0], "nan": one_nan}
+        np.save(path, (others | {"dtype": values.astype(str)})[damage])
     again = Named()
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
         out = embed(section, again, cache=tmp_path, overwrite=True)

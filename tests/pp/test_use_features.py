@@ -64,6 +64,17 @@ class TestLazySlide:
         predicts(sections, "X_uni2")
         rg.pl.prediction(sections["donor3"], genes=sections["donor3"].tables["predicted"].var_names[0], show=False)
 
+    @pytest.mark.parametrize(
+        "specs", [None, "tiles", ["tiles"], {"tiles": {}}, {"tiles": {"width": TILE_PX}}, {"tiles": object()}]
+    )
+    def test_metadata_of_another_kind_is_passed_over(self, query, specs):
+        add_lazyslide(query)
+        query.attrs["tile_spec"] = specs
+        with pytest.raises(ValueError, match="Pass "):
+            rg.pp.use_features(query, features="uni2_tiles")
+        rg.pp.use_features(query, features="uni2_tiles", **STATED)
+        assert said(header_of(query, "X_uni2"))[:3] == ("uni2", TILE_PX, MPP)
+
     def test_a_slide_without_spots(self, sections):
         for sdata in sections.values():
             add_lazyslide(sdata)
@@ -137,6 +148,15 @@ class TestSopa:
             np.testing.assert_array_equal(found, expected(sdata, corners[name], CONTEXT))
             assert said(header_of(sdata, "X_hoptimus0"))[:3] == ("hoptimus0", TILE_PX, MPP)
         predicts(sections, "X_hoptimus0")
+
+    @pytest.mark.parametrize("config", [None, "hoptimus0", ["hoptimus0"], np.zeros(2)])
+    def test_metadata_of_another_kind_is_passed_over(self, query, config):
+        add_sopa(query)
+        query.tables["hoptimus0_embeddings"].uns["embedding_config"] = config
+        with pytest.raises(ValueError, match="Pass "):
+            rg.pp.use_features(query, features="hoptimus0_embeddings")
+        rg.pp.use_features(query, features="hoptimus0_embeddings", **STATED)
+        assert said(header_of(query, "X_uni2"))[:3] == ("uni2", TILE_PX, MPP)
 
     def test_what_it_does_not_say_is_asked_for(self, query):
         add_sopa(query, magnification=None)
@@ -306,6 +326,11 @@ def half_a_tile(query):
     return {"features": "uni2_tiles", "context": (0.5, 1)}
 
 
+def without_end(query):
+    add_lazyslide(query)
+    return {"features": "uni2_tiles", "context": (1, np.inf)}
+
+
 def wider_without_a_size(query):
     add_squidpy(query)
     del query.attrs["ragst"]
@@ -346,6 +371,7 @@ def two_images(query):
             ValueError,
             r"`context` is 0\.5; it must be a number between 1 and inf\. Features of whole tiles",
         ),
+        (without_end, ValueError, r"`context` is inf; it must be a finite number above zero"),
         (wider_without_a_size, ValueError, r"does not say how wide its tiles are.*set_image_mpp"),
         (nothing_stated, ValueError, r"Pass `model=`, `tile_px=`, `mpp=`"),
         (two_images, ValueError, r"`image_key` is needed: found 2 images"),

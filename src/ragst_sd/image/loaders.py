@@ -44,11 +44,16 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     kwargs = dict(model_kwargs)
     module = _create_timm(model, kwargs, label=model)
     config = resolve_model_data_config(module)
+    height, width = config["input_size"][-2:]
+    if height != width:
+        raise ValueError(
+            f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
+        )
     name = model
     if not model.startswith("hf-hub:"):
         architecture = cast("Any", module).pretrained_cfg.get("architecture", "model") if ":" in model else model
         name = f"timm:{architecture}"
-    return _encoder(name, module, module, tuple(config["mean"]), tuple(config["std"]), config["input_size"][-1], kwargs)
+    return _encoder(name, module, module, tuple(config["mean"]), tuple(config["std"]), width, kwargs)
 
 
 def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any]) -> Encoder:

@@ -152,7 +152,12 @@ def _read_input(inputs: Sequence[Any], path: Path) -> tuple[str, str, type, int 
             f"{path.name} takes {described}. An encoder takes one tensor of RGB tiles, (n, 3, h, w) or (n, h, w, 3), "
             "of floats or 8 bit. Export it so, with 3 channels fixed, or pass a callable around it as `model`."
         )
-    return first.name, layouts[0], _NUMPY[first.type], sizes[0], sizes[2]
+    height, width = sizes[2:] if layouts == ["NCHW"] else sizes[1:3]
+    if height != width:
+        raise ValueError(
+            f"{path.name} takes pictures of {first.shape}; tiles are square. Export it for squares, or for any size."
+        )
+    return first.name, layouts[0], _NUMPY[first.type], sizes[0], height
 
 
 def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> Any:

@@ -110,7 +110,8 @@ def prediction(
     measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
     if interval:
         todo = "The table has no intervals: predict again with `rg.tl.predict(..., intervals=0.9)`."
-        require_key(_keys.LOWER, prediction.table.layers, "table.layers", todo)
+        for bound in (_keys.LOWER, _keys.UPPER):
+            require_key(bound, prediction.table.layers, "table.layers", todo)
     intervals = prediction.intervals(columns) if interval else None
     section = read_section(prediction)
     maps: dict[str, list[_maps.Map]] = {}

@@ -98,7 +98,7 @@ class EmbeddingCache:
                 "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
             )
         # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
-        digest = hashlib.sha256()
+        self.parts, digest = parts, hashlib.sha256()
         for part in parts:
             digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
             digest.update(part.rows.astype("<i8").tobytes())
@@ -111,9 +111,14 @@ class EmbeddingCache:
 
     def read(self, position: int) -> np.ndarray | None:
         """Embeddings of a part, or `None` if they are not there or not whole."""
-        path = self.folder / f"part-{position:06d}.npy"
+        path, n_rows = self.folder / f"part-{position:06d}.npy", len(self.parts[position].rows)
+        if not path.exists():
+            return None
         try:
-            return np.load(path, allow_pickle=False) if path.exists() else None
+            values = np.load(path, allow_pickle=False)
+            if values.ndim != 2 or len(values) != n_rows or values.dtype != np.float32 or not np.isfinite(values).all():
+                raise ValueError(f"expected {n_rows} rows of finite float32, found {values.dtype} {values.shape}")
+            return values
         except (ValueError, OSError, EOFError) as error:
             logger.warning("Part %d in the cache %s cannot be used (%s): it is embedded again.", position, path, error)
             return None

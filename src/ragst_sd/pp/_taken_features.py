@@ -63,6 +63,7 @@ def take_features(
     An image is needed for tiles that are known by their corners in its pixels, and else used where there is one.
     """
     for field in context:
+        require_positive(field, "context")
         require_between(field, 1, np.inf, "context", "Features of whole tiles cannot be divided: ask for 1 and more.")
     if image_key is not None or features.corners is not None or len(sdata.images):
         image_key = resolve_image(sdata, image_key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -126,13 +127,15 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     name = next((key for key, each in sdata.tables.items() if each is table), None)
     stated: dict[str, Any] = {}
     # What LazySlide and sopa keep beside their tables; the former as an object while it is in memory.
-    spec, config = sdata.attrs.get("tile_spec", {}).get(region), table.uns.get("embedding_config")
-    if config:
+    specs, config = sdata.attrs.get("tile_spec"), table.uns.get("embedding_config")
+    spec = specs.get(region) if isinstance(specs, Mapping) else None
+    if isinstance(config, Mapping) and config:
         magnification = config.get("magnification")
         stated = {"model": config.get("model_name"), "tile_px": config.get("patch_width")}
         stated["mpp"] = UM_AT_1X / magnification if magnification else None
     elif spec is not None:
-        width, mpp = (spec[part] if isinstance(spec, Mapping) else getattr(spec, part) for part in ("width", "mpp"))
+        read = spec.get if isinstance(spec, Mapping) else partial(getattr, spec)
+        width, mpp = (read(part, None) for part in ("width", "mpp"))
         model = None if name is None else name.removesuffix(f"_{region}")
         stated = {"model": model, "tile_px": width, "mpp": mpp}
     return TileFeatures(what, vectors, rows_of=name, table=table, shapes_key=region, **stated)
