@@ -155,6 +155,9 @@ def test_share_has_the_least_squared_error_on_held_out_groups():
     assert share_of_retrieval(smooth, truth, truth) == 0.05
     assert share_of_retrieval(truth, truth, truth) == 1
     assert share_of_retrieval([-e for e in evidence], smooth, truth) == 0.05
+    # Evidence of next to nothing does not count for what it would be at another size.
+    assert share_of_retrieval([1e-9 * e for e in evidence], smooth, truth) == 0.05
+    assert share_of_retrieval([0 * e for e in evidence], smooth, truth) == 0.05
 
 
 def test_share_is_weighed_against_a_regression_on_the_other_groups():
@@ -188,6 +191,7 @@ def test_largest_penalty_within_one_standard_error():
     assert largest_penalty(scores - [0, 0, 0.01, 0, 0], 1) == 1
     # Of one group no error is known, and one of which nothing is known does not count.
     assert largest_penalty(scores[:1], 1) == 1
+    assert largest_penalty(np.zeros((4, 13)), 3) == 5
     assert largest_penalty(np.concatenate([scores, np.full((1, 5), np.nan)]), 1) == 2
 
 
