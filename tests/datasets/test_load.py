@@ -445,6 +445,23 @@ class TestArchives:
         assert len(server.asked) == 1
         assert len(list((cache / "datasets" / name / "unpacked").rglob("a.tif"))) == 1
 
+    def test_what_was_cleared_or_left_unfinished_is_unpacked_anew(self, offer, slide, server, cache):
+        name = self.offered(offer, "all.zip", zipped(slide), "zip")
+        rg.datasets.load(name)
+        unpacked = cache / "datasets" / name / "unpacked"
+        (member,) = unpacked.rglob("a.tif")
+        member.unlink()
+        folder = member.parents[1]
+        unfinished = unpacked / f".{folder.name}.0123abcd.new"
+        (unfinished / "deep").mkdir(parents=True)
+        assert set(rg.datasets.load(name)) == {"A"}
+        assert member.is_file()
+        assert not unfinished.exists()
+        # Files of this name are looked into, folders are not.
+        (folder / "deep.h5").mkdir()
+        assert set(rg.datasets.load(name)) == {"A"}
+        assert len(server.asked) == 1
+
     def test_own_folder_unpacked_by_hand(self, offer, slide, server, tmp_path):
         name = self.offered(offer, "all.zip", zipped(slide), "zip")
         assert set(rg.datasets.load(name, path=slide)) == {"A"}

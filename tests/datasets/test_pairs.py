@@ -9,6 +9,7 @@ from PIL import Image
 from scipy.sparse import csr_matrix
 
 import ragst_sd as rg
+from ragst_sd.datasets._load import _pictures
 
 PIXELS = np.random.default_rng(0).integers(0, 255, size=(60, 80, 3), dtype=np.uint8)
 
@@ -78,3 +79,9 @@ def test_what_is_not_there_is_named(mirror):
         rg.datasets.load("empty")
     with pytest.raises(KeyError, match=r"folder of your own.*RAGST_SD_DATA_DIR"):
         rg.datasets.load("nowhere")
+
+
+def test_of_several_pictures_the_first_kind_is_taken(tmp_path):
+    for name in ("b.tif", "b.JPG", "b.png", "a.tiff", "a.tif"):
+        (tmp_path / name).touch()
+    assert {name: path.name for name, path in _pictures(tmp_path).items()} == {"a": "a.tif", "b": "b.JPG"}

@@ -403,7 +403,7 @@ TOPICS: dict[str, list[Case]] = {
         Case("damaged-counts", "io.read_st", ValueError, ("broken.h5ad", "cannot be read as h5ad", "damaged or incomplete"), lambda w: rg.io.read_st(w.folder / "broken.h5ad", w.folder / "he.png")),
         Case("turned-picture", "io.read_st", ValueError, ("turned.png", "orientation 6", "exif_transpose"), lambda w: rg.io.read_st(w.query.tables["table"], turned(w))),
         Case("no-genes", "io.read_st", ValueError, ("no genes: 'x'",), lambda w: rg.io.read_st(pd.DataFrame({"x": [1.0], "EPCAM": [2.0]}, index=["a"]), w.folder / "he.png")),
-        Case("no-hest-sample", "io.read_hest", KeyError, ("'TENX1'", "Available"), lambda w: rg.io.read_hest(w.folder, sample="TENX1")),
+        Case("no-hest-sections", "io.read_hest", FileNotFoundError, ("holds no sections", "st, wsis and metadata"), lambda w: rg.io.read_hest(w.folder, sample="TENX1")),
         Case("no-slide", "io.read_slide", FileNotFoundError, ("slide.svs",), lambda w: rg.io.read_slide(w.folder / "slide.svs")),
         Case("no-embeddings", "io.read_embeddings", FileNotFoundError, ("features.h5",), lambda w: rg.io.read_embeddings(w.query, w.folder / "features.h5")),
         Case("no-patches", "io.read_patches", FileNotFoundError, ("TENX95.h5", "pictures"), lambda w: rg.io.read_patches(w.folder / "TENX95.h5", w.folder / "broken.h5ad")),

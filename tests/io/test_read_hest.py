@@ -8,6 +8,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd._elements import centers_in_pixels
+from ragst_sd.io._read_hest import read_metadata
 
 from .painting import GENES, Tissue
 from .slides import HEST_DIAMETER_UM, HEST_MPP, paint, write_hest, write_pyramid
@@ -111,6 +112,23 @@ class TestErrors:
             rg.io.read_hest(folder)
         with pytest.raises(KeyError, match="Did you mean 'DRAWN2'"):
             rg.io.read_hest(folder, sample="drawn2")
+
+    def test_hint_for_a_mistyped_sample_says_nothing_of_the_folder(self, folder):
+        with pytest.raises(KeyError) as caught:
+            rg.io.read_hest(folder, sample="DRAWN")
+        assert "Pass the folder" not in str(caught.value)
+
+    @pytest.mark.parametrize("sample", [None, "DRAWN1"])
+    def test_no_sections(self, tmp_path, sample):
+        with pytest.raises(FileNotFoundError, match=r"st' holds no sections .*Pass the folder that holds st, wsis"):
+            rg.io.read_hest(tmp_path, sample=sample)
+
+    def test_two_lines_for_a_section(self, tmp_path):
+        path = tmp_path / "HEST.csv"
+        path.write_text("id,patient\nA,1\nB,2\nB,3\n")
+        assert read_metadata(path, "A")["patient"] == 1
+        with pytest.raises(ValueError, match=r"lines of 'HEST\.csv' are duplicated, for example 'B'"):
+            read_metadata(path, "B")
 
     @pytest.mark.parametrize("file", ["wsis/DRAWN1.tif", "metadata/DRAWN1.json"])
     def test_missing_file(self, folder, file):

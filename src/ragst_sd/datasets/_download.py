@@ -78,18 +78,22 @@ def fetch(file: Mapping[str, Any], folder: Path, *, progress: bool, advice: str)
             if wrong is None:
                 return target
             logger.warning("%s is not what it should be (%s): it is downloaded again.", target, wrong)
-        if on_hub is None:
-            _download(file, arrived, progress=progress, advice=advice)
-        else:
-            arrived = _fetch_from_hub(on_hub.groups(), folder, progress=progress, advice=advice)
-        wrong = whats_wrong(arrived, file)
-        if wrong is not None:
+        # What had arrived earlier may be of another version of the file: then it is downloaded anew.
+        for resumed in (arrived.is_file(), False):
+            if on_hub is None:
+                _download(file, arrived, progress=progress, advice=advice)
+            else:
+                arrived = _fetch_from_hub(on_hub.groups(), folder, progress=progress, advice=advice)
+            wrong = whats_wrong(arrived, file)
+            if wrong is None:
+                return arrived.replace(target)
             arrived.unlink()
-            raise ValueError(
-                f"{file['url']} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays "
-                f"so, the owner has changed the file. You can also {advice}."
-            )
-        return arrived.replace(target)
+            if not resumed:
+                break
+    raise ValueError(
+        f"{file['url']} is not the file that was expected: {wrong}. It was not kept. Try again; if it stays so, the "
+        f"owner has changed the file. You can also {advice}."
+    )
 
 
 def _download(file: Mapping[str, Any], part: Path, *, progress: bool, advice: str) -> None:

@@ -236,7 +236,10 @@ def _as_pair(sample: Sample, picture: Path) -> Sample:
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in _PICTURES}
+    paths = [path for path in folder.iterdir() if path.suffix.lower() in _PICTURES]
+    # Of several pictures of a section the one whose kind is listed first is taken: it comes last here.
+    ordered = sorted(paths, key=lambda path: (path.stem, -_PICTURES.index(path.suffix.lower()), path))
+    return {path.stem: path for path in ordered}
 
 
 def _counts(picture: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import IO, Any
 
 from filelock import FileLock
 
-from ragst_sd._replacing import fresh_folder, version_of
+from ragst_sd._replacing import fresh_folder, recover, replace_text, version_of
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_key
 from ragst_sd.datasets._download import fetch, whats_wrong
@@ -157,8 +158,7 @@ class Sample:
     def _members(self, archive: str, *patterns: str) -> list[Path]:
         path = self.shelf.get(archive)
         folder = path if path.is_dir() else self._unpacked(path, archive, patterns)
-        files = sorted(file for file in folder.rglob("*") if file.is_file())
-        members = [file for file in files if matching(str(file.relative_to(folder)), patterns)]
+        members = [file for file in _files(folder) if matching(str(file.relative_to(folder)), patterns)]
         if not members:
             raise KeyError(f"{archive!r} of data set {self.shelf.dataset!r} holds no {listing(patterns)}.")
         return members
@@ -169,15 +169,23 @@ class Sample:
         folder = self.shelf.cache / "unpacked" / f"{path.name}-{key}"
         published_at = self.shelf.files[archive].get("password_published_at")
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        with lock, _archive_errors(path, self.shelf.password, published_at):
-            if not folder.is_dir():
+        lock, listed = (folder.with_name(f".{folder.name}.{kind}") for kind in ("lock", "members"))
+        with FileLock(lock), _archive_errors(path, self.shelf.password, published_at):
+            recover(folder)
+            names = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else None
+            # Single files may have been cleared from the cache.
+            if names is None or not all((folder / name).is_file() for name in names):
                 with fresh_folder(folder) as fresh:
                     unpack(path, patterns, fresh, self.shelf.password)
+                replace_text(listed, json.dumps([str(file.relative_to(folder)) for file in _files(folder)]))
         if path.is_relative_to(self.shelf.cache):
-            for member in folder.rglob("*"):
+            for member in _files(folder):
                 check_downloaded(member)
         return folder
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.is_file())
 
 
 def _at(folder: Path, name: str) -> Path | None:

@@ -14,7 +14,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._validate import listing, only_one, require_key, require_positive, require_type
+from ragst_sd._validate import listing, only_one, require_key, require_positive, require_type, require_unique
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing, readable
 from ragst_sd.io._section import Origin, assemble, check_inside, source_details, stored_diameter
@@ -74,7 +74,7 @@ def read_hest(
     Raises
     ------
     FileNotFoundError
-        If a file is missing.
+        If a file is missing, or the folder holds no sections.
     KeyError
         If there is no such sample.
     TypeError
@@ -140,9 +140,11 @@ def _resolve_sample(folder: Path, sample: str | None) -> str:
     todo = "Pass the folder that holds st, wsis and metadata."
     existing(folder, "`path`:", todo, folder=True)
     present, where = sorted(file.stem for file in (folder / "st").glob("*.h5ad")), str(folder / "st")
+    if not present:
+        raise FileNotFoundError(f"{where!r} holds no sections (<sample>.h5ad). {todo}")
     if sample is None:
-        sample = only_one(present, "sample", f"sections are in {where!r}") or ""
-    require_key(sample, present, where, todo)
+        return only_one(present, "sample", f"sections are in {where!r}") or present[0]
+    require_key(sample, present, where)
     return sample
 
 
@@ -158,7 +160,7 @@ def read_metadata(path: str | PathLike[str], sample: str) -> dict[str, Any]:
     KeyError
         If it is a table without the section.
     ValueError
-        If it cannot be read.
+        If it cannot be read, or has several lines for the section.
     """
     path = existing(path, "`metadata`:", "Pass the json file of the section, or the csv table of all sections.")
     if path.suffix.lower() == ".csv":
@@ -189,7 +191,9 @@ def _line_of(path: Path, sample: str) -> dict[str, Any]:
     require_key(column, table, path.name, "It names the section of each line.")
     names = table[column].astype(str)
     require_key(sample, names, path.name, "Name a section of the table with `sample=`.")
-    return table[names == sample].iloc[0].to_dict()
+    lines = names == sample
+    require_unique(names[lines], f"lines of {path.name!r}")
+    return table[lines].iloc[0].to_dict()
 
 
 def pixel_size(meta: Mapping[str, Any], stated: tuple[float, float] | None, sample: str) -> float | None:

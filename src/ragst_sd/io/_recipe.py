@@ -15,7 +15,7 @@ from typing import Any, Literal, NewType, TypeVar, cast, get_args, get_origin, g
 
 import yaml
 
-from ragst_sd._validate import hint, listing, message_of, require_type
+from ragst_sd._validate import hint, listing, message_of, require_type, require_unique
 from ragst_sd.datasets._references import recipe_path
 from ragst_sd.image.onnx_file import is_onnx_file
 
@@ -58,8 +58,8 @@ class Place:
 
 
 def _genes(value: Any, place: Place) -> list[str] | int:
-    if isinstance(value, Mapping) and set(value) == {"most_variable"}:
-        return _value(int, value["most_variable"], place / "most_variable")
+    if isinstance(value, Mapping):
+        return _block(MostVariable, value, place).most_variable
     if isinstance(value, list):
         # The content hash knows the order of genes; a recipe means the set.
         return sorted(set(_value(list[str], value, place)))
@@ -70,7 +70,22 @@ def _mpp(value: Any, place: Place) -> float | None:
     return None if value == "native" else _value(float, value, place)
 
 
+def _context(value: Any, place: Place) -> list[float]:
+    read = _value(list[float], value, place)
+    with place.named():
+        # Each one embeds all tiles again.
+        require_unique(read, "numbers")
+    return read
+
+
 # Fields that their type alone does not describe name the function that reads them.
+
+
+@dataclass(frozen=True)
+class MostVariable:
+    """How many of the most variable genes are kept."""
+
+    most_variable: int
 
 
 @dataclass(frozen=True)
@@ -124,7 +139,7 @@ class Tiles:
 
     tile_px: int = 224
     mpp: float | None = field(default=0.5, metadata={"read": _mpp})
-    context: list[float] | None = None
+    context: list[float] | None = field(default=None, metadata={"read": _context})
 
 
 @dataclass(frozen=True)
