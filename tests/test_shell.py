@@ -192,6 +192,7 @@ def test_what_is_not_ours_is_not_replaced(drawn, tmp_path, capsys):
         (["embed", "{twin}", "--out", "{out}", "--model-kwargs", "output"], "NAME=VALUE; found 'output'"),
         (["embed", "{twin}", "--out", "{out}", "--model", "uni-2"], "Did you mean 'uni2'"),
         (["predict", "{twin}", "--out", "{out}", "--reference", "{out}/r.zarr.zip"], "r.zarr.zip does not exist"),
+        (["predict", "{twin}", "--out", "{out}", "--reference", "r", "--model-kwargs", "a"], "NAME=VALUE; found 'a'"),
         (["predict", "{slides}", "--out", "{out}", "--reference", "{onnx}"], "the ONNX file 'own'. Give the file"),
         (["predict", "{slides}", "--out", "{out}", "--reference", "{other}"], "with weights texture-0; those of"),
         (["predict", "{slides}", "--out", "{out}", "--reference", "{unfitted}"], "is not fitted"),

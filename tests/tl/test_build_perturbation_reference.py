@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import torch
 
 import ragst_sd as rg
+from ragst_sd._gene_embedding import embedding_table
 from ragst_sd._reference import reference_hash
 
 from ..screens import planted_screen
@@ -271,3 +273,9 @@ def test_reliability_on_a_real_screen(data_dir):
     reliability = reference.obs.set_index("perturbation")["reliability"]
     assert (reliability[["STAT1", "IFNGR1", "IFNGR2", "JAK2"]] > 0.9).all()
     assert reliability[["CD86", "CMTM6", "ATF2"]].max() < 0.5
+
+
+def test_vectors_of_an_embedding_may_be_tensors():
+    table = embedding_table({"B": torch.tensor([0.0, 1.0]), "A": torch.tensor([1.0, 2.0])})
+    assert list(table["genes"]) == ["A", "B"]
+    np.testing.assert_array_equal(table["values"], [[1, 2], [0, 1]])

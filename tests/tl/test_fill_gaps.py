@@ -196,6 +196,17 @@ class TestBlocks:
         given = block_folds(open_bank(reference, fitted=False), 300)
         assert [list(fold.training) for fold in folds] == [list(fold.training) for fold in given]
 
+    def test_a_section_of_one_spot_is_learned_from(self, sections, caplog):
+        for sdata in sections.values():
+            sdata.tables["table"].obsm["X_mine"] = sdata.tables["table"].obsm["X_colour"]
+        reference = rg.tl.build_reference(sections, use_rep="X_mine")
+        first = np.flatnonzero(reference.obs["sample"] == "donor1")[:1]
+        reference = reference[np.concatenate([first, np.flatnonzero(reference.obs["sample"] != "donor1")])].copy()
+        with caplog.at_level(logging.WARNING):
+            folds = block_folds(open_bank(reference, fitted=False), None)
+        assert "Too small to hold out blocks with their margin: 'donor1' of 0 x 0 µm" in caplog.text
+        assert all(0 in fold.training for fold in folds)
+
     def test_a_section_that_is_too_small_is_learned_from(self, three, caplog):
         few = np.flatnonzero(three.obs["sample"] == "donor1")[:3]
         reference = three[np.concatenate([few, np.flatnonzero(three.obs["sample"] != "donor1")])].copy()
