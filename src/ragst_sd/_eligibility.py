@@ -31,8 +31,8 @@ Where: TypeAlias = "Mapping[str, Any] | Sequence[bool] | np.ndarray | None"
 def eligible_rows(bank: Bank, query: Query, *, where: Where, exclude: Sequence[str]) -> Eligibility:
     """Rows that share none of the excluded columns with the query and that `where` allows.
 
-    Where rows of the query's donor may be used, a spot that is a row of the reference itself does not cite that row, and
-    the level is that of the query's own section.
+    Where rows of the query's donor may be used, a spot that is a row of the reference itself does not cite that row,
+    and the level is that of the query's own section.
 
     Raises
     ------
@@ -145,8 +145,8 @@ def _labels_of(values: Any) -> list[str]:
 def _reference_rows(bank: Bank, query: Query, same_image: np.ndarray) -> np.ndarray:
     """(n,) row of the reference that each spot is itself, -1 for none.
 
-    On the query's own image it lies where the spot lies, within a pixel. Where images or positions are not known, it has
-    the spot's name, and its embedding but for rounding: within 1 % of the spread of the section.
+    On the query's own image it lies where the spot lies, within a pixel. Where images or positions are not known, it
+    has the spot's name, and its embedding but for rounding: within 1 % of the spread of the section.
 
     Raises
     ------

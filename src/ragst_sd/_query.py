@@ -160,6 +160,7 @@ def read_query(
     table, header = sdata.tables[table_key], bank.header
     if donor_key is not None:
         require_key(donor_key, table.obs, "the query's obs", "`donor_key` may be left out for a new donor.")
+    # A table of several regions is refused: their spots may lie on several images.
     single_region(table)
     ids = table.obs[table.uns["spatialdata_attrs"]["instance_key"]]
     for what, names in (("instance ids", ids), ("spot names", table.obs_names)):

@@ -212,7 +212,8 @@ def folder_samples(
         files = sorted(path.name for path in folder.iterdir())
         kind = "pair of <section>.h5ad and picture" if counted else "picture"
         raise FileNotFoundError(
-            f"{str(folder)!r} holds no {kind} ({', '.join(_PICTURES)}). It holds {listing(files)}. Put `<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
+            f"{str(folder)!r} holds no {kind} ({', '.join(_PICTURES)}). It holds {listing(files)}. Put "
+            "`<section>.jpg` there, and `<section>.h5ad` beside it where there are counts."
         )
     wanted = list(pictures) if samples is None else name_list(samples, "samples")
     require_known(wanted, pictures, str(folder), " has no sample", KeyError)

@@ -29,9 +29,9 @@ def gap_closed(
 
     .. math:: \text{gap\_closed} = \frac{s - s_0}{c - s_0}, \qquad \text{dynamic\_range} = \frac{c - s_0}{p - s_0}
 
-    with s the score of a method, :math:`s_0` that of the mean, c the ceiling (what one half of the measured cells says of
-    the other half) and p a perfect score. A metric of a small dynamic range cannot tell methods apart, whatever their
-    scores (dynamic range fraction, doi:10.1101/2025.10.20.683304).
+    with s the score of a method, :math:`s_0` that of the mean, c the ceiling (what one half of the measured cells says
+    of the other half) and p a perfect score. A metric of a small dynamic range cannot tell methods apart, whatever
+    their scores (dynamic range fraction, doi:10.1101/2025.10.20.683304).
 
     Parameters
     ----------

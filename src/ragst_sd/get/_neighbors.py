@@ -50,9 +50,9 @@ def neighbors(
 
     Returns
     -------
-    One line per spot and cited row, by falling weight: `reference`, `donor`, `weight`, `sample`, `tissue`, `technology`,
-    `x_um`, `y_um`, `license`, `citation`, `distance`, `query`, `rank` (from 1). Methods that cite no rows give
-    an empty table.
+    One line per spot and cited row, by falling weight: `reference`, `donor`, `weight`, `sample`, `tissue`,
+    `technology`, `x_um`, `y_um`, `license`, `citation`, `distance`, `query`, `rank` (from 1). Methods that cite no rows
+    give an empty table.
 
     Of predicted responses one line per cell and cited row, with `perturbation`, `context`, `perturbation_type`,
     `n_cells` (cells that the response was measured on) and `reliability` (agreement of two halves of them) in place of

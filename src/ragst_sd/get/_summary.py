@@ -26,9 +26,9 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
 
     Returns
     -------
-    One column per metric. Of `evaluate`: a line per section, and `n_genes`, the number of genes behind `pearson` and the
-    other metrics per gene; `pearson_all_genes` is given as well. Of `cross_validate`: a line per method, and per unit
-    and number of donors where there are several.
+    One column per metric. Of `evaluate`: a line per section, and `n_genes`, the number of genes behind `pearson` and
+    the other metrics per gene; `pearson_all_genes` is given as well. Of `cross_validate`: a line per method, and per
+    unit and number of donors where there are several.
 
     Raises
     ------

@@ -58,7 +58,8 @@ def resolve_encoder(
         Without it pretrained weights are loaded; `{"pretrained": False}` asks for random ones. For an ONNX file
         `output` names what to take of several outputs, and `pooling` (`"cls"` or `"mean"`) makes tokens one vector.
     mean, std
-        Normalisation of RGB in [0, 1] in place of the model's own; three numbers each. Objects and ONNX files need both or neither.
+        Normalisation of RGB in [0, 1] in place of the model's own; three numbers each. Objects and ONNX files need both
+        or neither.
     device
         Where to run; `None` is the device a module is on, else a GPU if there is one. A module is moved in place.
     amp

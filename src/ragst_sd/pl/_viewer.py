@@ -105,8 +105,8 @@ def viewer(
         The very reference that the prediction was made from. Built with thumbnails, the neighbours have pictures.
     prediction_key
         Name of the predicted table. Read are `.X`, `.layers["evidence"]`, where present `.layers["lower"]` and
-        `["upper"]` and `["disagreement"]`, `.obsm["retrieval_rows"]` and `["retrieval_weights"]`, the columns of `.obs` that say how well
-        grounded a spot is, `.var["cv_pearson"]` and `["noise_ceiling"]`, and `.uns["retrieval"]`.
+        `["upper"]` and `["disagreement"]`, `.obsm["retrieval_rows"]` and `["retrieval_weights"]`, the columns of `.obs`
+        that say how well grounded a spot is, `.var["cv_pearson"]` and `["noise_ceiling"]`, and `.uns["retrieval"]`.
     genes
         Genes of the page; the 200 best trusted if left out: by falling `cv_pearson`, or where that was not assessed by
         the variance of the prediction.

@@ -56,7 +56,8 @@ def set_image_mpp(
     TypeError
         If `sdata` is no SpatialData.
     ValueError
-        If `mpp` is not positive, or the pitch cannot be measured: fewer than two spots, or cells, which lie on no array.
+        If `mpp` is not positive, or the pitch cannot be measured: fewer than two spots, or cells, which lie on no
+        array.
 
     Examples
     --------

@@ -4,9 +4,9 @@ r"""Evidence: the weighted average of measured profiles.
 
 with :math:`m_{jg}` one where row j measured gene g. Where no cited row did, the evidence is NaN.
 
-Sections are compared within themselves: :math:`y_j - \delta_{s(j)}` stands for :math:`y_j`, with the mean of the section
-of row j minus that of the reference, :math:`\delta_s = \bar y_s - \bar y`. Depth, staining and handling move whole
-sections; without the correction a prediction would move with the sections that its neighbours come from.
+Sections are compared within themselves: :math:`y_j - \delta_{s(j)}` stands for :math:`y_j`, with the mean of the
+section of row j minus that of the reference, :math:`\delta_s = \bar y_s - \bar y`. Depth, staining and handling move
+whole sections; without the correction a prediction would move with the sections that its neighbours come from.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def shortlist(
 
     Returns
     -------
-    (n, wanted) rows of the bank, -1 for none, in no order; and (n,) the squared distance that no other eligible row goes
-    below, infinite where there is no other.
+    (n, wanted) rows of the bank, -1 for none, in no order; and (n,) the squared distance that no other eligible row
+    goes below, infinite where there is no other.
     """
     device = torch.device(device)
     n_block, m_block = block or (_CPU_BLOCK if device.type == "cpu" else _GPU_BLOCK)

@@ -4,10 +4,10 @@ r"""The regression H of the stack: kernel ridge, which is a signed sum over meas
           H_j(x) = c\, \tilde z(x)^\top (\tilde Z^\top \tilde Z + \alpha \lambda I)^{-1} \tilde z_j
 
 with the features z of a spot relative to their mean over the rows, :math:`\lambda` the mean eigenvalue of
-:math:`\tilde Z^\top \tilde Z`, and the scale c that has the least squared error on held-out groups. The features are the
-principal components of the embedding, or those of a rational quadratic kernel at landmarks (Nystroem's method, Williams
-and Seeger 2001), whichever predicts held-out groups better. Coefficients (features x genes) are kept; they are resolved
-into rows when somebody asks. On its own it is the method `kernel_ridge`, which cites no rows.
+:math:`\tilde Z^\top \tilde Z`, and the scale c that has the least squared error on held-out groups. The features are
+the principal components of the embedding, or those of a rational quadratic kernel at landmarks (Nystroem's method,
+Williams and Seeger 2001), whichever predicts held-out groups better. Coefficients (features x genes) are kept; they are
+resolved into rows when somebody asks. On its own it is the method `kernel_ridge`, which cites no rows.
 """
 
 from __future__ import annotations
@@ -171,9 +171,10 @@ def share_of_retrieval(
               w = \left[\frac{\sum_k \langle b E_k - H_k, Y_k - H_k \rangle}
               {\sum_k \langle b E_k - H_k, b E_k - H_k \rangle}\right]_0^1
 
-    with the mean products over the rows and genes of group k, and b the :func:`regression_scale` of retrieval E, at most
-    2: stacked regression (Breiman 1996) of parts of the right size. Otherwise retrieval would lose its share where it spreads too
-    far or not far enough on the few rows of a held-out fit. At least .05, so that every value cites measured rows.
+    with the mean products over the rows and genes of group k, and b the :func:`regression_scale` of retrieval E, at
+    most 2: stacked regression (Breiman 1996) of parts of the right size. Otherwise retrieval would lose its share where
+    it spreads too far or not far enough on the few rows of a held-out fit. At least .05, so that every value cites
+    measured rows.
     """
     # A larger factor would make up for evidence of next to nothing, and leave the regression out.
     scale = min(regression_scale(evidence, truth), _LARGEST_SCALE)

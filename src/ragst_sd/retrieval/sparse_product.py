@@ -22,8 +22,8 @@ def cited_sums(
 ) -> np.ndarray:
     r"""(n, g) weighted sums of rows y, in float32; with shifts of :math:`y (y - 2 \delta)`, in float64.
 
-    Both are zero where y is, so that a bank stays sparse. Of a sparse bank they are compiled with numba, several times as
-    quick as scipy's sparse product.
+    Both are zero where y is, so that a bank stays sparse. Of a sparse bank they are compiled with numba, several times
+    as quick as scipy's sparse product.
 
     Parameters
     ----------

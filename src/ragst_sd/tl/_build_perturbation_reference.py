@@ -57,13 +57,15 @@ def build_perturbation_reference(
 ) -> AnnData:
     r"""Turn a perturbation screen into a reference, one row per perturbation and context.
 
-    The screen is given as cells, or as responses that are measured already, which `unit` says. Of cells a row is the mean response of its cells against the controls of the same context and batch,
+    The screen is given as cells, or as responses that are measured already, which `unit` says. Of cells a row is the
+    mean response of its cells against the controls of the same context and batch,
 
     .. math:: \Delta_{pc} = \frac{1}{n_{pc}} \sum_{i \in (p, c)} (y_i - \bar c_{c, b(i)})
 
     with y on a log scale. Its reliability is the Pearson correlation over genes between the responses of two halves
     that share neither cells nor controls, averaged over five splits. (Responses measured against shared controls
-    correlate even without any effect.) Responses are taken as they are given. Combinations are written `A+B`; `B+A` is the same, and `A+control` is `A`.
+    correlate even without any effect.) Responses are taken as they are given. Combinations are written `A+B`; `B+A` is
+    the same, and `A+control` is `A`.
 
     Parameters
     ----------
@@ -97,7 +99,8 @@ def build_perturbation_reference(
         `"log_fold_change"`, `"z_score"` (of signatures and tests), or `"rank"`: scaled from 1 (most up) to -1 (most
         down), 0 for genes that a list does not name.
     target_sum
-        Of cells: sum that counts of a cell are scaled to; `None` is their median, for panels of few genes. Queries follow it.
+        Of cells: sum that counts of a cell are scaled to; `None` is their median, for panels of few genes. Queries
+        follow it.
     genes
         Keep these genes only; all if left out. Size factors use all genes either way. Of a wide data frame, the columns
         that are genes; other columns are then ignored.
@@ -140,9 +143,10 @@ def build_perturbation_reference(
         float32 (rows, d), embedding of the perturbation; d is 0 without one.
     `.uns["ragst"]`
         Header with task `"perturbation"`: the whole `embedding`, `normalization`, `contexts` (mean and number of
-        controls; of responses the mean response, which is the state of a context), `controls` (a sample of their cells), `treated` (a sample of the cells of every row),
-        `control_cells` (names of all controls used), `control_prints` (what these are recognised by under other
-        names), `control_names`, `dropped` (what was left out, and why), `sources`, content hash.
+        controls; of responses the mean response, which is the state of a context), `controls` (a sample of their
+        cells), `treated` (a sample of the cells of every row), `control_cells` (names of all controls used),
+        `control_prints` (what these are recognised by under other names), `control_names`, `dropped` (what was left
+        out, and why), `sources`, content hash.
 
     Raises
     ------

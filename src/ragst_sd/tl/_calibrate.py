@@ -59,9 +59,9 @@ def calibrate(
     Notes). A level 1 - alpha needs ceil(1/alpha) - 1 donors, nine for 0.9. With fewer donors, sections are the unit by
     the same rule, otherwise single spots. Intervals calibrated over spots are too narrow for a donor that differs.
 
-    With `split="block"` intervals are for gaps (:func:`ragst_sd.tl.predict` with `exclude=()`): quarters of the sections
-    are held out, with a margin, as :func:`ragst_sd.tl.cross_validate` does. Their unit is the quarter of a section, or
-    with too few of them the spot. They are refused for other predictions, as those of donors are for gaps.
+    With `split="block"` intervals are for gaps (:func:`ragst_sd.tl.predict` with `exclude=()`): quarters of the
+    sections are held out, with a margin, as :func:`ragst_sd.tl.cross_validate` does. Their unit is the quarter of a
+    section, or with too few of them the spot. They are refused for other predictions, as those of donors are for gaps.
 
     Parameters
     ----------
@@ -83,11 +83,11 @@ def calibrate(
     `None`. Fields written to the reference; its fit and its hashes stay as they are:
 
     `.uns["ragst"]["calibration"]`
-        `split`, `levels` (L,), `units` (L,) (`"donor"`, `"section"`, `"block"` or `"spot"`), `quantiles` float32 (genes, L) (NaN for genes
-        that never vary or that too few groups measured), `floor` (genes,), `far_distance` (:math:`d_0`), `n_donors`,
-        `n_sections`, `n_spots` that were held out and predicted, `share_inside` (L,), the share of these very spots
-        inside their intervals (not a test: the intervals were made from them), `fit_hash`, `schema_version`.
-        :func:`ragst_sd.tl.fit` drops it.
+        `split`, `levels` (L,), `units` (L,) (`"donor"`, `"section"`, `"block"` or `"spot"`), `quantiles` float32
+        (genes, L) (NaN for genes that never vary or that too few groups measured), `floor` (genes,), `far_distance`
+        (:math:`d_0`), `n_donors`, `n_sections`, `n_spots` that were held out and predicted, `share_inside` (L,), the
+        share of these very spots inside their intervals (not a test: the intervals were made from them), `fit_hash`,
+        `schema_version`. :func:`ragst_sd.tl.fit` drops it.
     `.uns["ragst"]["gene_trust"]`
         Method, hash of the fit and split that `cv_pearson` is of.
     `.var["cv_pearson"]`, `["noise_ceiling"]`
@@ -97,8 +97,8 @@ def calibrate(
     Raises
     ------
     ValueError
-        If the reference is not fitted or has changed since, has one group only, is too small for blocks and their margin,
-        or a level makes no sense.
+        If the reference is not fitted or has changed since, has one group only, is too small for blocks and their
+        margin, or a level makes no sense.
 
     Notes
     -----

@@ -108,11 +108,11 @@ def cross_validate(
     split
         `"donor"`, or `"block"` for parts of sections.
     group_key
-        Column of `.obs` whose groups are held out whole, with `split="donor"`. If left out: donors; with one donor its sections, with one
-        section four spatial blocks, each with a warning.
+        Column of `.obs` whose groups are held out whole, with `split="donor"`. If left out: donors; with one donor its
+        sections, with one section four spatial blocks, each with a warning.
     margin_um
-        With `split="block"`: spots nearer than this to the quarter, in microns along both x and y, are left out with it.
-        If left out, the width of the widest field of view, `tile_px` times `mpp` times the largest `context`; three
+        With `split="block"`: spots nearer than this to the quarter, in microns along both x and y, are left out with
+        it. If left out, the width of the widest field of view, `tile_px` times `mpp` times the largest `context`; three
         distances between neighbouring spots for embeddings of unknown origin.
     n_genes
         Number of genes to compare: those that vary most over the training rows, among those that all their panels
@@ -163,8 +163,8 @@ def cross_validate(
     (weight on rows of the spot's own label, and what random rows would get). Under an empty `method` there is
     `n_spots`. Sections with fewer than 3 spots are predicted but not scored.
 
-    With `inplace`, and unless `library_size="raw"` or `n_donors` is given, these are written to the reference; its fit and its content hash
-    stay as they are:
+    With `inplace`, and unless `library_size="raw"` or `n_donors` is given, these are written to the reference; its fit
+    and its content hash stay as they are:
 
     `.var["cv_pearson"]`
         Pearson of the fitted method if it is among `methods`, else of the first one that cites (of the first one if

@@ -71,8 +71,8 @@ def embed_genes(
     -------
     Data frame with one row per gene, sorted by name, of unit length for gene sets and networks, and float64 columns
     `svd1`, `svd2`, ...; `.attrs["name"]` says where it comes from, `.attrs["explained_variance"]` how much of the sets
-    it keeps. Of several, with the genes that all have: each is centred and scaled to a variance of 1 in all, columns are
-    named `<name>:<column>`, and `.attrs["parts"]` is a mapping from name to width. It goes into
+    it keeps. Of several, with the genes that all have: each is centred and scaled to a variance of 1 in all, columns
+    are named `<name>:<column>`, and `.attrs["parts"]` is a mapping from name to width. It goes into
     :func:`ragst_sd.tl.build_perturbation_reference` as `embedding`.
 
     Raises

@@ -110,7 +110,8 @@ def evaluate(
         statistic if it is higher in the label, else 0. A random order does not have a `"de_ndcg"` of 0: compare with
         another method.
     rng
-        Seed, generator or seed sequence of numpy, of count splits, k-means and control genes; `None` draws anew at each call.
+        Seed, generator or seed sequence of numpy, of count splits, k-means and control genes; `None` draws anew at each
+        call.
 
     Returns
     -------
@@ -119,18 +120,20 @@ def evaluate(
     genes that do not vary, and 0 for a prediction that does not; `share_of_ceiling` is NaN where the ceiling is below
     0.1. Lines with an empty `gene` hold the metrics per section, the means over spots of `effective_n`,
     `evidence_share` and `out_of_reference`, `n_spots`, and where `n_genes` left genes out `pearson_all_genes`, the
-    mean Pearson correlation over all that both tables have. :func:`ragst_sd.get.summary` averages over genes. Spots and genes without a prediction are left out of a
-    metric per section, which is NaN where it cannot be computed. Spots that the prediction learned from
-    (`obs["measured"]`, where gaps were filled) are left out of all. For a list or a mapping there is a first column
-    `section` with the name in the mapping, or in `obs["sample"]` of the measured table.
+    mean Pearson correlation over all that both tables have. :func:`ragst_sd.get.summary` averages over genes. Spots and
+    genes without a prediction are left out of a metric per section, which is NaN where it cannot be computed. Spots
+    that the prediction learned from (`obs["measured"]`, where gaps were filled) are left out of all. For a list or a
+    mapping there is a first column `section` with the name in the mapping, or in `obs["sample"]` of the measured table.
 
     Raises
     ------
     KeyError
         If a table, gene or layer does not exist, or a metric needs positions, labels or intervals that are not there.
     ValueError
-        If `gmt` is needed and left out; there is no measured table of the shapes, or several and `truth_key` is left out; the table does not know
-        which genes vary most and `n_genes` asks for them; no gene set has 3 genes of the tables; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes that size factors rest on.
+        If `gmt` is needed and left out; there is no measured table of the shapes, or several and `truth_key` is left
+        out; the table does not know which genes vary most and `n_genes` asks for them; no gene set has 3 genes of the
+        tables; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes
+        that size factors rest on.
 
     Notes
     -----

@@ -76,7 +76,8 @@ def evaluate_perturbation(
     layer
         Layer of `adata`; `.X` if left out.
     unit
-        Of cells: `"counts"`, which are normalised as the prediction is, or `"log1p_cp10k"` for values on its scale already.
+        Of cells: `"counts"`, which are normalised as the prediction is, or `"log1p_cp10k"` for values on its scale
+        already.
     metrics
         Some of the following; the first three groups if left out.
 
@@ -124,9 +125,9 @@ def evaluate_perturbation(
     what the halves score, each being half as large as the truth. NaN without cells. :func:`ragst_sd.get.gap_closed`
     sets methods in relation to it.
 
-    Beside the metrics asked for, the metric `ceiling` is the largest `pearson_delta` that the noise of the truth allows,
-    from its reliability r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold one
-    perturbation; those of `"all"` and `"reliable"`, with an empty `perturbation`, the means of a context.
+    Beside the metrics asked for, the metric `ceiling` is the largest `pearson_delta` that the noise of the truth
+    allows, from its reliability r against held-out controls: :math:`\sqrt{2r/(1+r)}`. Lines of `subset` `"each"` hold
+    one perturbation; those of `"all"` and `"reliable"`, with an empty `perturbation`, the means of a context.
     `pearson_delta` of a prediction of no change is 0. With a mapping a first column `method`.
 
     Raises

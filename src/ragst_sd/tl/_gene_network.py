@@ -22,8 +22,8 @@ def read_edges(frame: pd.DataFrame) -> tuple[np.ndarray, sp.csr_matrix]:
     Raises
     ------
     ValueError
-        If there is no edge, a gene has no name or is named as a protein, an edge leads from a gene to itself, or a weight
-        is not positive.
+        If there is no edge, a gene has no name or is named as a protein, an edge leads from a gene to itself, or a
+        weight is not positive.
     """
     require_some(frame.index, "data", "Give at least one edge.")
     ends = [labels(frame.iloc[:, i]) for i in (0, 1)]

@@ -70,7 +70,8 @@ def perturb(
     layer
         Layer of `adata` with expression of cells; `.X` if left out.
     unit
-        Of cells: `"counts"`, which are normalised as the reference was, or `"log1p_cp10k"` for values on its scale already.
+        Of cells: `"counts"`, which are normalised as the reference was, or `"log1p_cp10k"` for values on its scale
+        already.
     genes
         Genes to predict; all that reference and cells share if left out.
     n_neighbors

@@ -92,9 +92,10 @@ class Predicted:
 def replicate_scores(truth: Measured, genes: list[str], how: Scoring) -> dict[str, np.ndarray]:
     """(lines,) the best that a prediction could score, from one half of the measured cells as a prediction of the other.
 
-    Averaged both ways round. The halves share neither cells nor controls, as a prediction and its truth do not. Each has twice the noise variance
-    of the whole, so that their squared difference is four times, and their absolute one twice, that of the whole from
-    what it would be without noise. For correlations see `ceiling`; other metrics stay as the halves give them.
+    Averaged both ways round. The halves share neither cells nor controls, as a prediction and its truth do not. Each
+    has twice the noise variance of the whole, so that their squared difference is four times, and their absolute one
+    twice, that of the whole from what it would be without noise. For correlations see `ceiling`; other metrics stay as
+    the halves give them.
     """
     groups = np.where(truth.row == CONTROL, len(truth.names) + truth.stratum, truth.row)
     first = halves(groups, np.random.default_rng(how.seed))

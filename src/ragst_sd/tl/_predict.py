@@ -65,12 +65,13 @@ def predict(
     `center_sections=False`. So the level of a prediction is that of the rows that may be used. If a reference has
     several organs, choose rows with `where`. Rows of the query's own donor are never used, unless gaps are filled.
 
-    **Fill the gaps.** Of a section that was measured in some of its spots, `exclude=()` predicts all of them, from its own
-    measured spots and from other donors in the reference. Then
+    **Fill the gaps.** Of a section that was measured in some of its spots, `exclude=()` predicts all of them, from its
+    own measured spots and from other donors in the reference. Then
 
     - a measured spot, which is a row of the reference itself, does not cite that row; `obs["measured"]` marks it. The fit
-      did learn from it, so it is not held out, and :func:`ragst_sd.tl.evaluate` leaves it out. A row is taken as the spot
-      itself if it lies at its place on its image, or, where that is not known, if it has its name and its embedding;
+      did learn from it, so it is not held out, and :func:`ragst_sd.tl.evaluate` leaves it out. A row is taken as the
+      spot itself if it lies at its place on its image, or, where that is not known, if it has its name and its
+      embedding;
     - the level m is that of the section's own measured spots, for methods that cite and center sections;
     - intervals and `cv_pearson` have to be of held-out blocks: :func:`ragst_sd.tl.calibrate` with `split="block"`.
 
@@ -98,8 +99,8 @@ def predict(
         Only methods that cite can be restricted. The regression of `rag` is solved again on these rows, for which the
         reference has to be in memory; its penalty and the share of retrieval stay.
     exclude
-        Columns in which a row must differ from the query to be used. `()` lets rows of the query's own donor be used, to
-        fill the gaps of a section.
+        Columns in which a row must differ from the query to be used. `()` lets rows of the query's own donor be used,
+        to fill the gaps of a section.
     backend
         `"exact"`, `"pynndescent"` (an approximate graph over the rows, its candidates ranked exactly), or `"auto"`:
         the graph only on a CPU, for 100,000 spots and rows or more, where building it is expected to cost less than
@@ -150,7 +151,8 @@ def predict(
         If the reference is not fitted or has changed since, embeddings were made differently, no row is eligible, a
         gene is known to neither rows nor single cells, or to single cells only and the method cites no rows,
         `n_neighbors` exceeds what was fitted or is eligible, another table has the name `key_added`, or intervals are
-        asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit and task. If `store` lies inside another store.
+        asked for that :func:`ragst_sd.tl.calibrate` did not prepare for this fit and task. If `store` lies inside
+        another store.
 
     Notes
     -----
@@ -182,8 +184,8 @@ def predict(
     of_rows = wanted >= 0
     if store is not None and not of_rows.all():
         raise ValueError(
-            f"`store` is given, and `genes` names {listing(wanted.index[~of_rows])}, which only single cells measured: these "
-            "are given in memory only. Leave them out, or predict without `store`."
+            f"`store` is given, and `genes` names {listing(wanted.index[~of_rows])}, which only single cells "
+            "measured: these are given in memory only. Leave them out, or predict without `store`."
         )
     fitted = bank.fit.n_neighbors
     check_fewer(n_neighbors, fitted)
