@@ -242,6 +242,17 @@ def where_of(ids: np.ndarray, header: Mapping[str, Any]) -> Mapping[str, Any] | 
     return json.loads(stored) if stored else None
 
 
+def number_cited(n_neighbors: int | None, fitted: int, eligibility: Eligibility) -> int:
+    """How many rows a spot cites at most: those asked for, or as many as were fitted; a spot that may use fewer cites those."""
+    eligible = eligibility.count()
+    check_fewer(n_neighbors, fitted, int(eligible.min()))
+    if n_neighbors is not None:
+        return int(n_neighbors)
+    if eligible.min() < fitted:
+        logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", eligible.min(), fitted)
+    return int(min(fitted, eligible.max()))
+
+
 def check_fewer(n_neighbors: int | None, fitted: int, fewest: int | None = None) -> None:
     """Raise a `ValueError` if more neighbours are asked for than were fitted, or than some query may cite."""
     if n_neighbors is None:

@@ -18,12 +18,11 @@ from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, single_region
 from ragst_sd._elements import shared_coordinate_system
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, only_one, require_key, require_unique
 from ragst_sd.reference.header import Header
 from ragst_sd.reference.schema import check_embedding_header, differing_fields, embed_alike, knows_tiles
 from ragst_sd.retrieval.bank import Bank
-from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
+from ragst_sd.retrieval.grounding import MOST_UNLIKE, largest_section_distance, section_distance, unlike_share
 from ragst_sd.retrieval.projection import fit_pca, standardize
 
 logger = logging.getLogger(__name__)

@@ -15,13 +15,12 @@ from spatialdata import SpatialData, sanitize_name
 from tqdm.auto import tqdm
 
 from ragst_sd import _keys
-from ragst_sd._annotation import single_region
+from ragst_sd._annotation import check_key_added, single_region
 from ragst_sd._elements import require_sdata, shared_coordinate_system
 from ragst_sd._fields import TISSUE_RESPONSES, documented
 from ragst_sd._labels import as_names
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._respond import BAR_AFTER, Task, no_response, open_task, pairs_learned, wanted_perturbations
-from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
 from ragst_sd._validate import as_seed, listing, names_among, require_positive
 from ragst_sd.tl._perturbation_cells import contexts_of

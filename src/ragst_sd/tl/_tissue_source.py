@@ -17,10 +17,11 @@ from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, sin
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
 from ragst_sd._eligibility import allowed_rows
+from ragst_sd._fields import holds_responses
 from ragst_sd._gene_names import names_in, shared_genes, stored_expression
 from ragst_sd._labels import labels
 from ragst_sd._respond import Task
-from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
+from ragst_sd._results import MIN_CV_PEARSON, predicted
 from ragst_sd._validate import listing, require_known, require_unique
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
