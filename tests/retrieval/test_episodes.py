@@ -22,19 +22,23 @@ N, OPTIONS = 90, RagOptions(gate="softmax", correlation=1.0, sparsity=0.0)
 GROUPS = np.stack([np.repeat([0, 1, 2], 30), np.repeat([0, 1, 0, 2, 2, 3], 15)], axis=1)
 
 
-@pytest.fixture
-def episodes(rng):
+def episodes_of(rng, groups):
     training = Bank(
         embedding=None,
         values=rng.normal(size=(N, 11)),
         panels=np.zeros(N, dtype=int),
         measured=np.ones((1, 11), dtype=bool),
-        folds=GROUPS[:, 0],
-        donors=GROUPS[:, 1],
+        folds=groups[:, 0],
+        donors=groups[:, 1],
         sections=np.repeat(np.arange(6), 15),
         state=rng.normal(size=(N, 2)),
     )
     return Episodes(training, rng.normal(size=(N, 6)), Run(OPTIONS, n_candidates=7))
+
+
+@pytest.fixture
+def episodes(rng):
+    return episodes_of(rng, GROUPS)
 
 
 def member_of(gate_hidden=0, seed=0):
@@ -65,6 +69,16 @@ def test_no_weight_on_rows_of_the_own_group_or_donor(episodes, candidates, gate)
     closed = (GROUPS[:, None, :] == GROUPS[None, :, :]).any(axis=2)
     assert (weights[closed] == 0).all()
     np.testing.assert_allclose(weights.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_what_is_kept_grows_with_rows_not_with_pairs_of_groups(rng):
+    groups = np.stack([np.arange(N), GROUPS[:, 1]], axis=1)
+    episodes = episodes_of(rng, groups)
+    assert max(x.numel() for x in vars(episodes).values() if isinstance(x, torch.Tensor)) <= 11 * N
+    episodes.n_candidates = 80
+    weights = spread_weights(episodes, member_of(), np.arange(0, N, 3), np.arange(0, N, 2))
+    open_rows = (groups[::3, None, :] != groups[None, ::2, :]).all(axis=2)
+    np.testing.assert_array_equal(weights[:, ::2] > 0, open_rows)
 
 
 @pytest.mark.parametrize("gate_hidden", [0, 4])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import scipy.sparse as sp
 from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.evidence import cite, weighted_average, weighted_shift
 from ragst_sd.retrieval.search import Candidates
-from ragst_sd.retrieval.training import reference_mean, section_shifts
+from ragst_sd.retrieval.training import held_out_splits, reference_mean, section_shifts
 
 PANELS = np.repeat([0, 1, 0], [10, 8, 6])
 SECTIONS = np.repeat([0, 1, 2], [14, 4, 6])
@@ -91,3 +93,16 @@ def test_the_best_candidates_are_cited(rng):
                 assert got_weights[i, place] == pytest.approx(weights[i, j] / total)
     # Among equals the nearer rows are cited.
     np.testing.assert_array_equal(got_rows[2], rows[2, :3])
+
+
+def test_very_many_groups_take_little_memory():
+    n = 2001
+    training = SimpleNamespace(folds=np.arange(n) // 3, beside=None)
+    tracemalloc.start()
+    splits = held_out_splits(training)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert [held.tolist() for _, held in splits] == [[0, 1, 2], [999, 1000, 1001], [1998, 1999, 2000]]
+    assert all(len(inner) == n - 3 for inner, _ in splits)
+    # Three splits and what one more takes; all 667 would take 10 MB.
+    assert peak < 8 * 8 * n

@@ -58,11 +58,8 @@ class Episodes:
         # (m, g) profiles, centred within sections, in standard deviations of each gene.
         self.y = tensor(targets.values)
         self.state, self.sections = tensor(training.states), tensor(training.sections, torch.long)
-        # Groups are few: which of their kinds may not serve each other is known once.
-        self.groups = tensor(training.groups, torch.long)
-        kinds, self._kinds = self.groups.unique(dim=0, return_inverse=True)
-        # The distance of such rows, and zero between all others.
-        self._closed = torch.where((kinds[:, None] == kinds).any(dim=2), torch.inf, 0.0)
+        # Rows have few kinds of groups, so that kinds are compared instead of rows.
+        self.kinds, self.kind = tensor(training.groups, torch.long).unique(dim=0, return_inverse=True)
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
         """Rows in random order of sections, whole sections together, so that correlations within them can be taken."""
@@ -86,7 +83,7 @@ class Episodes:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.amp):
             phi_q, phi_b = member(self.x[q]), member(self.rows[b])
         phi_q, phi_b = phi_q.float(), phi_b.float()
-        closed = self._closed[:, self._kinds[b]][self._kinds[q]]
+        closed = self._apart(q).index_select(1, self.kind[b])
         k = min(self.n_candidates, len(bank))
         # Less the square of the query, by which no two rows differ.
         squared = torch.addmm(closed + (phi_b * phi_b).sum(1), phi_q, phi_b.T, alpha=-2)
@@ -100,6 +97,11 @@ class Episodes:
         logits = member.logits_of_distances(squared, phi_q, candidates, self.state[q], absent & ~isolated)
         weights = GATES[self.options.gate](logits, member.null, temperature).masked_fill(isolated, 0.0)
         return torch.nn.functional.embedding_bag(b[index], self.y, per_sample_weights=weights, mode="sum"), weights
+
+    def _apart(self, queries: Tensor) -> Tensor:
+        """(n, kinds) distance of the rows that may not serve a query, and zero for all others."""
+        shared = (self.kinds[self.kind[queries], None] == self.kinds).any(dim=2)
+        return torch.where(shared, torch.inf, 0.0)
 
     def loss(self, member: Member, queries: np.ndarray, progress: float) -> Tensor:
         """Loss of one batch; `progress` runs from 0 to 1 over the training."""

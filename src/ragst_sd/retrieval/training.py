@@ -145,10 +145,12 @@ def held_out_splits(training: Bank, at_most: int | None = 3) -> list[tuple[np.nd
         Folds to hold out; `None` for all. Parts of sections are all held out, so that sections are scored as a whole.
     """
     folds, beside = training.folds, training.beside
-    splits = []
-    for fold in np.unique(folds[folds >= 0]):
+
+    def split(fold: int) -> tuple[np.ndarray, np.ndarray]:
         near = False if beside is None else beside[:, fold]
-        splits.append((np.flatnonzero((folds != fold) & ~np.asarray(near)), np.flatnonzero(folds == fold)))
-    splits = [split for split in splits if min(map(len, split)) >= 3]
-    most = len(splits) if beside is not None or at_most is None else min(at_most, len(splits))
-    return [splits[i] for i in np.unique(np.linspace(0, len(splits) - 1, most).round().astype(int))]
+        return np.flatnonzero((folds != fold) & ~np.asarray(near)), np.flatnonzero(folds == fold)
+
+    # Of very many folds, the rows of those that are held out are all that fits into memory.
+    usable = [fold for fold in np.unique(folds[folds >= 0]) if min(map(len, split(fold))) >= 3]
+    most = len(usable) if beside is not None or at_most is None else min(at_most, len(usable))
+    return [split(usable[i]) for i in np.unique(np.linspace(0, len(usable) - 1, most).round().astype(int))]
