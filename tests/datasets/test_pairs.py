@@ -70,6 +70,15 @@ def test_files_as_published_come_first(mirror, monkeypatch):
     assert find_samples("mob_stutility", samples="MOB3")["MOB3"].loader == "st_tsv"
 
 
+@pytest.mark.parametrize("name", ["../beside", "mine/../../beside", "{}/beside"])
+def test_no_name_leads_out_of_the_mirror(mirror, name):
+    write_section(mirror.parent / "beside", "a")
+    mirror.mkdir()
+    with pytest.raises(ValueError, match=r"beside' leads out of the folder.*\(RAGST_SD_DATA_DIR\) with `path=`"):
+        rg.datasets.load(name.format(mirror.parent))
+    assert list(rg.datasets.load("../beside", path=mirror.parent / "beside")) == ["a"]
+
+
 def test_what_is_not_there_is_named(mirror):
     write_section(mirror / "mine", "section_1")
     with pytest.raises(KeyError, match=r"no sample 'section_2'.*section_1"):

@@ -414,6 +414,7 @@ TOPICS: dict[str, list[Case]] = {
     ],
     "Public data sets": [
         Case("no-such-data-set", "datasets.load", KeyError, ("'her2stt'", "'her2st'"), lambda w: rg.datasets.load("her2stt")),
+        Case("section-leads-out", "datasets.load", ValueError, ("'../TENX1'", "leads out of the folder"), lambda w: rg.datasets.load("hest_1k", samples="../TENX1")),
         Case("catalogue-kind", "datasets.catalog", TypeError, ("catalog",), lambda w: rg.datasets.catalog("breast")),
         Case("references-of-one-organ", "datasets.references", TypeError, ("references",), lambda w: rg.datasets.references("breast")),
         Case("terms-of-upload", "io.upload_reference", ValueError, ("'unknown'", "sources="), lambda w: rg.io.upload_reference(w.reference, "lab/mine")),

@@ -74,8 +74,9 @@ def load(
     KeyError
         If there is no such data set or sample.
     ValueError
-        If the data set has no loader, if a file is not the one that the catalogue states or is damaged, or if a
-        downloaded file holds Python objects, leads to other files or says that it is larger than it can be.
+        If the data set has no loader, a name leads out of its folder, a file is not the one that the catalogue states
+        or is damaged, or a downloaded file holds Python objects, leads to other files or says that it is larger than it
+        can be.
     PermissionError
         If its owners ask to accept terms, or an archive is encrypted.
     ConnectionError, FileNotFoundError, OSError
@@ -178,6 +179,7 @@ def _with_sections(entry: Mapping[str, Any], samples: str | Sequence[str] | None
     for sample in wanted:
         if sample in listed:
             continue
+        _require_inside(sample, "samples", f"The sections of {entry['name']!r} have names such as {known!r}.")
         # Its files are named like those of a section that is listed; the donor stands in its metadata.
         roles = {role: name.replace(known, sample) for role, name in about["files"].items()}
         listed[sample] = {"donor": None, "files": roles}
@@ -191,7 +193,17 @@ def _user_folder(name: str, given: Path | None) -> Path | None:
     if given is not None:
         return given
     mirror = mirror_folder()
-    return mirror / name if mirror is not None and name and (mirror / name).is_dir() else None
+    if mirror is None or not name:
+        return None
+    _require_inside(name, "name", f"Pass a folder outside of the mirror ({MIRROR}) with `path=`.")
+    return mirror / name if (mirror / name).is_dir() else None
+
+
+def _require_inside(name: str, argument: str, todo: str) -> None:
+    """Raise a `ValueError` for a name, perhaps of a recipe that somebody else wrote, that leads out of a folder."""
+    path = Path(name)
+    if path.anchor or ".." in path.parts:
+        raise ValueError(f"`{argument}`: {name!r} leads out of the folder of the data sets. {todo}")
 
 
 def folder_samples(
