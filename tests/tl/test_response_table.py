@@ -183,6 +183,19 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             rg.tl.build_perturbation_reference(adata, control="ctrl")
 
+    @pytest.mark.parametrize("on_disk", [False, True])
+    def test_a_single_value_below_zero_in_the_last_row_is_seen(self, on_disk, tmp_path, monkeypatch):
+        monkeypatch.setattr("ragst_sd.tl._response_table._AT_ONCE", 50)
+        adata, _ = planted_screen(n_programmes=2, per_programme=2)
+        adata.X = sp.csr_matrix(np.vstack([adata.X[:-1], -np.eye(1, adata.n_vars)]))
+        if on_disk:
+            adata.write_h5ad(tmp_path / "cells.h5ad")
+            adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+        with pytest.raises(ValueError, match="no controls and values below 0"):
+            rg.tl.build_perturbation_reference(adata, control="ctrl")
+        if on_disk:
+            adata.file.close()
+
     def test_no_genes(self):
         adata, _ = planted_screen(n_programmes=2, per_programme=2)
         with pytest.raises(ValueError, match=r"no expression \(X is empty\)"):

@@ -41,8 +41,8 @@ _ANNOTATION = re.compile(
 # Fewer values than this may all be of one size by chance; ranks of a list that was cut end near 1.
 _FEWEST, _NEAR_ONE = 20, 0.95
 _UNITS = ", ".join(f"`unit={name!r}`" for name in RESPONSE_UNITS)
-# Enough to see whether values are centred; tables on disk are read no further.
-_LOOKED_AT = 100
+# Rows of a table on disk that are in memory at once.
+_AT_ONCE = 1000
 
 
 def refuse_responses(
@@ -59,8 +59,9 @@ def refuse_responses(
         shape = "one row for each perturbation"
     elif hasattr(data, "obs") and perturbation_key in data.obs and layer is None and data.X is not None:
         controls = data.obs[perturbation_key].astype(str).isin(control)
-        looked_at = not controls.any() and data.n_obs > 0 and data.n_vars > 0
-        shape = "values below 0" if looked_at and data[:_LOOKED_AT].X.min() < 0 else ""
+        looked_at = not controls.any() and data.n_vars > 0
+        if looked_at and any(values.min() < 0 for values, *_ in data.chunked_X(_AT_ONCE)):
+            shape = "values below 0"
     if shape:
         raise ValueError(
             f"`adata` has no controls and {shape}, as a table of responses has, but `unit` is {unit!r}, the unit of "
