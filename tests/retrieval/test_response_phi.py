@@ -69,12 +69,13 @@ def test_a_perturbation_unlike_all_others_has_their_mean(bank):
     assert np.abs(response[1] - bank.values.mean(axis=0)).max() > 0.1 and found.weights[1].sum() == pytest.approx(1)
 
 
-def test_embeddings_that_all_point_one_way_say_nothing(bank):
+def test_embeddings_that_all_point_one_way_say_nothing(bank, caplog):
     """Doses, say."""
     doses = replace(bank, key=np.arange(1.0, 11)[:, None], embedding=np.arange(1.0, 11)[:, None])
     one = RESPONSE_METHODS["rag"]
     fit = one.fit(doses, Run(resolve_options(RESPONSE_METHODS, "rag", None), n_neighbors=8, n_candidates=10))
     assert not len(fit["gates"])
+    assert caplog.text.count("point one way") == 1 and "several columns" in caplog.text
     found = respond(one, fit, doses, ask(doses, [[3.5]]), 8)
     np.testing.assert_allclose((found.evidence + found.adjustment)[0], bank.values.mean(axis=0))
 

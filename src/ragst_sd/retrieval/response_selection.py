@@ -81,16 +81,20 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     lines: list[tuple[float, ...]] = []
     tried: Any = None
     # The gates follow the state of the cells, and compare embeddings.
-    compares = bank.screen.from_cells and bank.key.shape[1]
-    if compares and closed_rows(bank).all():
+    compares, alone = bank.screen.from_cells and bank.key.shape[1], closed_rows(bank).all()
+    if compares and alone:
         # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
         logger.warning(
             "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
             "mean."
         )
         lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
-    elif compares and space["projection"].shape[1]:
-        # Embeddings that all point one way compare nothing.
+    elif bank.key.shape[1] and not space["projection"].shape[1] and not alone:
+        logger.warning(
+            "rag: the embeddings of all perturbations point one way, and rag compares directions: they do not tell which "
+            "perturbations are alike. Build the reference with an embedding of several columns."
+        )
+    elif compares:
         tried = held_out_correlations(bank, run, space)
         lines, gains = _chosen(bank, run, *tried)
         for i, name in enumerate(_KINDS):
