@@ -111,6 +111,24 @@ def test_another_truth(bank, table):
         rg.pl.perturbation(table, truth=other[:, :40].copy(), perturbation="P3", context="a")
 
 
+@pytest.mark.parametrize("constant", ["predicted", "measured"])
+def test_the_correlation_of_a_response_that_does_not_vary_is_that_of_evaluate(constant):
+    adata, embedding = given_responses()
+    columns = {"unit": "log_fold_change", "context_key": "context"}
+    reference = rg.tl.build_perturbation_reference(adata, embedding=embedding, **columns)
+    rg.tl.fit(reference, method="none" if constant == "predicted" else "knn")
+    predicted = rg.tl.perturb(adata.obs, reference, perturbations="P2", context_key="context")
+    truth = reference.copy()
+    if constant == "measured":
+        for measured, name in ((adata, "b|P2"), (truth, "b:P2")):
+            measured.X[measured.obs_names.get_loc(name)] = 0.25
+    scores = rg.tl.evaluate_perturbation(predicted, adata, metrics=["pearson_delta"], **columns)
+    own = scores[(scores["context"] == "b") & (scores["perturbation"] == "P2")]
+    axes = rg.pl.perturbation(predicted, reference, truth=truth, context="b", return_ax=True)
+    assert set(own["value"].dropna()) == {0} and axes["response"].get_title(loc="left") == "P2 in b, r = 0.00"
+    assert set(words(axes, "r measured")) == (set() if constant == "predicted" else {"0.00"})
+
+
 def test_given_responses_are_the_truth_of_a_prediction_that_left_them_out():
     adata, embedding = given_responses()
     columns = {"unit": "log_fold_change", "context_key": "context"}

@@ -12,13 +12,13 @@ from matplotlib.colors import Colormap, ListedColormap
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._metrics import pearson
 from ragst_sd._validate import require_positive
 from ragst_sd.pl import _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import BAR, LETTERS, NOTE, TITLE, Map, draw_map, limits_of, require_fade, size_with_words
 from ragst_sd.pl._responses import Measured, Shown, read_responses
 from ragst_sd.pl._section import draw_rims, read_section
+from ragst_sd.reference.responses import row_correlation
 from ragst_sd.retrieval.training import dense
 
 # Inches.
@@ -59,7 +59,8 @@ def perturbation(
     controls). Without `truth`, this panel is missing if each spot has its own response, and for `"pt_rag"`, whose
     network was trained on all controls, and on the response itself if the reference contains it. The second panel shows
     the retrieved perturbations with their weights, the reliability of each, and its correlation with the measured
-    response, also from the two halves (the mean of both directions). The third is a heat map of the weights by cell
+    response, also from the two halves (the mean of both directions). As in
+    :func:`ragst_sd.tl.evaluate_perturbation`, correlations are 0 where a response does not vary. The third is a heat map of the weights by cell
     state, unless all states share them. For a SpatialData object, the last panel is a map of the size of the response.
     If the response does not vary over the tissue more than by chance, the map has one colour and says so. Spots far
     from the cells of the screen are ringed.
@@ -188,7 +189,7 @@ def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
         f"reliability {_style.number(facts[_keys.RELIABILITY], 2)}": np.isfinite(facts[_keys.RELIABILITY]),
     }
     note = ", ".join(text for text, there in known.items() if there)
-    r = _style.number(pearson(y[:, None], x[:, None])[0], 2)
+    r = _style.number(row_correlation(y[None], x[None])[0], 2)
     _style.set_title(ax, f"{shown.perturbation}{where}, r = {r}", note)
 
 

@@ -13,12 +13,11 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._metrics import pearson
 from ragst_sd._reference import read_header
 from ragst_sd._respond import response_from_half
 from ragst_sd._results import Prediction, predicted, remembered, require_matching
 from ragst_sd._validate import listing, require_key, require_known
-from ragst_sd.reference.responses import canonical, recognised
+from ragst_sd.reference.responses import canonical, recognised, row_correlation
 from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.training import dense
 
@@ -198,8 +197,4 @@ def _agreement(cited: AnnData, row: AnnData, *, against_halves: bool) -> np.ndar
         # Both ways round: what is cited against one half of the controls, the truth against the other.
         first, second = _keys.RESPONSE_HALVES
         pairs = [(cited.layers[a], row.layers[b]) for a, b in ((first, second), (second, first))]
-    each_way = []
-    for values, truth in pairs:
-        responses = dense(values)
-        each_way.append(pearson(responses.T, np.broadcast_to(dense(truth), responses.shape).T))
-    return np.mean(each_way, axis=0)
+    return np.mean([row_correlation(dense(values), dense(truth)) for values, truth in pairs], axis=0)

@@ -81,7 +81,8 @@ def evaluate_perturbation(
     metrics
         Some of the following; the first three groups if left out.
 
-        Of mean profiles and mean responses (delta): `"pearson_delta"`, `"mae"`, `"mse"`, `"mae_delta"`, `"mse_delta"`.
+        Of mean profiles and mean responses (delta): `"pearson_delta"` (0 where a response does not vary), `"mae"`,
+        `"mse"`, `"mae_delta"`, `"mse_delta"`.
 
         `"discrimination_score_l1"`, `"_l2"`, `"_cosine"`: one minus the share of the context's measured responses that
         are nearer to the prediction than its own, without the perturbed genes; .5 is chance.
