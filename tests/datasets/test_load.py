@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import tifffile
 from scipy.sparse import csr_matrix
 
 import ragst_sd as rg
@@ -109,6 +110,15 @@ def tarred(folder: Path, prefix: str = "", mode: str = "w:gz") -> bytes:
     return out.getvalue()
 
 
+def turned(tiff: bytes) -> bytes:
+    """The same pixels, with a flag to be shown rotated."""
+    out = io.BytesIO()
+    tifffile.imwrite(
+        out, tifffile.imread(io.BytesIO(tiff)), photometric="rgb", extratags=[(274, 3, 1, 6, False)], tile=(256, 256)
+    )
+    return out.getvalue()
+
+
 def assert_house(sdata, *, mpp: float | None, sample: str = "S1") -> None:
     """Names, donor and source as every loader gives them; darker where the counts say cellular."""
     assert set(sdata.images) == {"he"}
@@ -187,6 +197,14 @@ class TestLayouts:
         assert_house(sdata, mpp=layouts.VISIUM_MPP)
         self.assert_as_spatialdata_io(sdata, drawn("visium"))
         assert type(sdata["he"]).__name__ == "DataTree", "the picture stays in its file"
+
+    def test_visium_whose_picture_is_to_be_turned(self, offer, drawn):
+        files = self.visium_files(drawn("visium"))
+        files["S1.tif"] = turned(files["S1.tif"])
+        roles = {"counts": "S1_matrix.h5", "spatial": "S1_spatial.tar.gz", "image": "S1.tif"}
+        name = offer("visium", files, {"S1": roles}, archives={"S1_spatial.tar.gz": {"archive": "tar.gz"}})
+        with pytest.raises(ValueError, match=r"'S1.tif' has a flag to be shown rotated or mirrored \(orientation 6\)"):
+            rg.datasets.load(name)
 
     def assert_as_spatialdata_io(self, sdata, folder):
         from spatialdata_io import visium

@@ -46,6 +46,22 @@ def test_a_folder_of_the_mirror_is_loaded_by_its_name(mirror):
     assert list(rg.datasets.load("mine/inner", samples="b")) == ["b"]
 
 
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_picture_to_be_turned_is_refused_with_counts_and_read_as_stored_alone(cache, tmp_path, caplog, suffix):
+    write_section(tmp_path, "a")
+    (tmp_path / "a.png").unlink()
+    image = Image.fromarray(PIXELS)
+    image.getexif()[274] = 6
+    image.save(tmp_path / f"a{suffix}", exif=image.getexif())
+    with pytest.raises(ValueError, match=r"shown rotated or mirrored \(orientation 6\)"):
+        rg.datasets.load("mine", path=tmp_path)
+    (tmp_path / "a.h5ad").unlink()
+    found = rg.datasets.load("mine", path=tmp_path)["a"].images["he"]
+    found = found["scale0"]["image"] if suffix == ".tif" else found
+    np.testing.assert_array_equal(np.asarray(found), PIXELS.transpose(2, 0, 1))
+    assert "(orientation 6). Its pixels are read as stored" in caplog.text
+
+
 def test_a_folder_given_needs_no_name_of_the_catalogue(cache, tmp_path):
     write_section(tmp_path / "here", "a")
     assert list(rg.datasets.load("anything", path=tmp_path / "here")) == ["a"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import h5py
 import numpy as np
 import pytest
+import tifffile
 
 import ragst_sd as rg
 from ragst_sd._elements import centers_in_pixels
@@ -46,6 +47,15 @@ def test_picture_lies_under_the_spots(folder):
     xy = sdata.tables["table"].obsm["spatial"]
     blocks = [pixels[:, y - 10 : y + 10, x - 10 : x + 10].mean() for x, y in xy.astype(int)]
     assert np.corrcoef(blocks, Tissue(1, 600.0).cellular(xy * HEST_MPP))[0, 1] < -0.7
+
+
+def test_a_slide_to_be_turned_is_read_as_stored(folder, caplog):
+    upright = np.asarray(rg.io.read_hest(folder)["he"]["scale0"]["image"].data)
+    path = folder / "wsis" / "DRAWN1.tif"
+    tifffile.imwrite(path, upright.transpose(1, 2, 0), photometric="rgb", extratags=[(274, 3, 1, 6, False)])
+    read = rg.io.read_hest(folder)
+    np.testing.assert_array_equal(np.asarray(read["he"]["scale0"]["image"].data), upright)
+    assert "(orientation 6). Its pixels are read as stored" in caplog.text
 
 
 def test_builds_a_reference(tmp_path, embed):

@@ -48,10 +48,11 @@ def test_levels_and_resolution_are_those_of_the_file(pixels, tmp_path, ome):
 
 def test_turned_slides_are_read_as_stored_and_said_so(pixels, tmp_path, caplog):
     tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(274, 3, 1, 3, False)])
-    found = open_slide(tmp_path / "a.tif").levels[0].compute()
-    np.testing.assert_array_equal(found, np.moveaxis(pixels, -1, 0))
-    rg.io.read_slide(tmp_path / "a.tif", mpp=0.5)
+    found = rg.io.read_slide(tmp_path / "a.tif", mpp=0.5)
+    np.testing.assert_array_equal(level(found, 0), np.moveaxis(pixels, -1, 0))
     assert "shown rotated or mirrored (orientation 3)" in caplog.text
+    with pytest.raises(ValueError, match=r"Image 'a.tif' has a flag.*`tifffile.imread\(path\)` as stored"):
+        open_slide(tmp_path / "a.tif")
 
 
 def test_jpeg_in_its_own_colour_space(pixels, tmp_path):

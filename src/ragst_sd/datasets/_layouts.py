@@ -233,7 +233,7 @@ def read_slide_sample(sample: Sample) -> SpatialData:
 
     path = sample.path("image")
     is_plain = path.suffix.lower() in _PLAIN
-    sdata = SpatialData(images={IMAGE: image_element(read_rgb(path))}) if is_plain else read_slide(path)
+    sdata = SpatialData(images={IMAGE: image_element(read_rgb(path, as_stored=True))}) if is_plain else read_slide(path)
     # The resolution of the catalogue is for files that state none.
     if image_mpp_of(sdata, IMAGE) is None and sample.image_mpp is not None:
         keep_image_mpp(sdata, IMAGE, sample.image_mpp)

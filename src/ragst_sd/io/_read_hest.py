@@ -114,7 +114,8 @@ def read_hest(
         )
     meta = read_metadata(files["metadata"], sample)
     adata, xy = locate(read_counts(files["st"], None), None)
-    slide = open_slide(files["wsis"].resolve())
+    # HEST reads slides by OpenSlide, which does not turn them.
+    slide = open_slide(files["wsis"].resolve(), as_stored=True)
     height, width = slide.levels[0].shape[1:]
     check_inside(xy, xy, (width, height))
     mpp = pixel_size(meta, slide.mpp, sample) if image_mpp is None else float(image_mpp)

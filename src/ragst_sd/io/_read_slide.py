@@ -50,7 +50,8 @@ def read_slide(
     images[image_key]
         uint8 RGB pixels, a pyramid of the levels that the file holds; the largest colour picture of a TIFF with
         several. They stay in the file and are read region by region when they are needed; the file must stay where it
-        is until the object is written. What is transparent or was not scanned is white.
+        is until the object is written. What is transparent or was not scanned is white. A TIFF with a flag to be shown
+        rotated or mirrored is read as stored, with a warning.
     attrs["ragst"]["image_mpp"][image_key]
         Microns per pixel, where they are known.
 
@@ -87,14 +88,7 @@ def read_slide(
     require_positive(value_max, "value_max", optional=True)
     path = existing(path, "`path`:", "Pass a slide file (svs, ndpi, tif, ...).")
     # Regions are read later, perhaps from another working directory.
-    slide = open_slide(path.resolve(), value_max)
-    if slide.orientation > 1:
-        logger.warning(
-            "Slide %r has a flag to be shown rotated or mirrored (orientation %d). Its pixels are read as stored, so "
-            "coordinates and annotations that were made on the slide as shown do not match.",
-            path.name,
-            slide.orientation,
-        )
+    slide = open_slide(path.resolve(), value_max, as_stored=True)
     mpp = _resolution(slide.mpp, path.name) if mpp is None else float(mpp)
     sdata = SpatialData(images={image_key: pyramid_element(slide.levels)})
     if mpp is not None:

@@ -102,8 +102,9 @@ def read_st(
     FileNotFoundError
         If a file does not exist.
     ValueError
-        If counts are not counts or of several sections, the picture is not RGB, spots have no coordinates or lie
-        outside it, names do not match or are double, or a source has unknown fields.
+        If counts are not counts or of several sections, the picture is not RGB or has a flag to be shown rotated or
+        mirrored, spots have no coordinates or lie outside it, names do not match or are double, or a source has unknown
+        fields.
 
     Notes
     -----

@@ -40,8 +40,6 @@ class SlideFile:
     """Microns per pixel in x and y, where the file states them."""
     reader: str
     """What reads it: `openslide (<vendor>)` or `tifffile`."""
-    orientation: int = 1
-    """How a TIFF wants to be shown, by its tag; 1 is as it is stored."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,13 @@ class LevelPixels:
         return (pixels if self.colours is None else self.colours.to_rgb(pixels))[channels]
 
 
-def open_slide(path: Path, value_max: float | None = None) -> SlideFile:
-    """Levels and resolution of a slide file.
+def open_slide(path: Path, value_max: float | None = None, *, as_stored: bool = False) -> SlideFile:
+    """Levels and resolution of a slide file; see :func:`check_upright` for `as_stored`.
 
     Raises
     ------
     ValueError
-        If it can be read neither by OpenSlide nor as a TIFF, or holds no RGB picture.
+        If it can be read neither by OpenSlide nor as a TIFF, holds no RGB picture, or is to be turned.
     """
     stamp = path.stat().st_mtime_ns
     vendor = openslide.OpenSlide.detect_format(str(path))
@@ -92,10 +90,39 @@ def open_slide(path: Path, value_max: float | None = None) -> SlideFile:
         # OpenSlide takes an OME pyramid for a plain TIFF of one level, and its positions on coarser levels of plain
         # TIFFs are off by parts of a pixel.
         if vendor in (None, "generic-tiff"):
-            return open_tiff(path, value_max)
+            return open_tiff(path, value_max, as_stored=as_stored)
         return _from_openslide(path, stamp, vendor)
     except openslide.OpenSlideError as error:
         raise _damaged(path, error) from error
+
+
+def check_upright(orientation: int, what: str, stored: str, *, as_stored: bool) -> None:
+    """Raise a `ValueError` for a picture that some programs turn and viewers of slides do not, or say that it is not.
+
+    Parameters
+    ----------
+    orientation
+        Of its tag; 1 is as it is stored.
+    stored
+        What gives its pixels as they are stored.
+    as_stored
+        Whether that is how it is wanted: if no spots come with it, or if these are known to be of the stored pixels.
+    """
+    if orientation <= 1:
+        return
+    says = f"{what} has a flag to be shown rotated or mirrored (orientation {orientation})."
+    if as_stored:
+        logger.warning(
+            "%s Its pixels are read as stored, so coordinates and annotations that were made on the picture as shown "
+            "do not match.",
+            says,
+        )
+        return
+    raise ValueError(
+        f"{says} Some tools follow it and others do not, so it is unclear whether the coordinates refer to the stored "
+        "or to the shown picture. Save the right pixels without a flag, or pass them to `rg.io.read_st`: "
+        f"`{stored}` as stored, or `np.asarray(ImageOps.exif_transpose(Image.open(path)))` as shown (with PIL)."
+    )
 
 
 def _damaged(path: Path | str, error: object) -> ValueError:
@@ -148,7 +175,7 @@ def _read_openslide(path: str, stamp: int, level: int, x: int, y: int, width: in
     return region
 
 
-def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
+def open_tiff(path: Path, value_max: float | None = None, *, as_stored: bool = False) -> SlideFile:
     """The largest colour picture of a TIFF, with its coarser levels."""
     stamp = path.stat().st_mtime_ns
     try:
@@ -172,6 +199,8 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
             f"{str(path)!r} cannot be decoded: it is no slide that OpenSlide knows and no TIFF ({error}). Pass an svs, "
             "ndpi, mrxs, scn, bif or TIFF file; plain jpg and png pictures of sections are read with `rg.io.read_st`."
         ) from error
+    orientation = int(page.tags.valueof("Orientation", default=1))
+    check_upright(orientation, f"Image {path.name!r}", "tifffile.imread(path)", as_stored=as_stored)
     photometric = _photometric(page)
     alpha = next((int(kind) for kind in page.extrasamples if kind in (_ASSOCIATED, _UNASSOCIATED)), None)
     if photometric == "rgb":
@@ -188,7 +217,7 @@ def open_tiff(path: Path, value_max: float | None = None) -> SlideFile:
     about: dict[str, Any] = {"photometric": photometric, "premultiplied": alpha == _ASSOCIATED, "names": named}
     colours = read_colours(coarsest, value_max=value_max, what=f"Image {path.name!r}", **about)
     lazy = [_lazy(replace(pixels, colours=colours), segment) for pixels, segment in levels]
-    return SlideFile(lazy, mpp, "tifffile", int(page.tags.valueof("Orientation", default=1)))
+    return SlideFile(lazy, mpp, "tifffile")
 
 
 def _colour_series(tiff: Any, path: Path | str) -> int:

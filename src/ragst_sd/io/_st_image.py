@@ -19,7 +19,7 @@ from ragst_sd._validate import require_type
 from ragst_sd.image.colours import RGBA, read_colours, require_rgb
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import existing_file
-from ragst_sd.io._slide_file import open_tiff
+from ragst_sd.io._slide_file import check_upright, open_tiff
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 _TIFFS = (".tif", ".tiff", ".btf")
@@ -30,7 +30,9 @@ _ORIENTATION = 274
 _pixel_limit = threading.Lock()
 
 
-def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = None) -> np.ndarray:
+def read_rgb(
+    image: str | PathLike[str] | np.ndarray, value_max: float | None = None, *, as_stored: bool = False
+) -> np.ndarray:
     """Pixels of a picture as a (3, height, width) uint8 array.
 
     Transparent pixels are laid onto white; pixels of other depths are brought to 8 bit.
@@ -41,6 +43,8 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
         Path of a jpg, png or tif, or an array with axes y, x, c.
     value_max
         Value of full brightness, where it is known.
+    as_stored
+        As in :func:`check_upright`.
     """
     require_type(image, (str, PathLike, np.ndarray), "image", "Pass a path, or an array with axes y, x, c.")
     if isinstance(image, np.ndarray):
@@ -49,10 +53,8 @@ def read_rgb(image: str | PathLike[str] | np.ndarray, value_max: float | None = 
     path = existing_file(image, "image", (*_PICTURES, *_TIFFS), todo)
     what = f"Image {path.name!r}"
     if path.suffix.lower() in _TIFFS:
-        slide = open_tiff(path, value_max)
-        _require_upright(slide.orientation, what)
-        return slide.levels[0].compute()
-    return _to_rgb(_read_picture(path, what), what, value_max)
+        return open_tiff(path, value_max, as_stored=as_stored).levels[0].compute()
+    return _to_rgb(_read_picture(path, what, as_stored=as_stored), what, value_max)
 
 
 def image_element(pixels: np.ndarray) -> DataArray | DataTree:
@@ -91,12 +93,13 @@ def _without_pixel_limit() -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _read_picture(path: Path, what: str) -> np.ndarray:
+def _read_picture(path: Path, what: str, *, as_stored: bool) -> np.ndarray:
     with _without_pixel_limit():
         try:
             with Image.open(path) as picture:
                 is_deep = picture.mode in ("RGB", "RGBA") and "16" in str([tile[3] for tile in picture.tile])
-                _require_upright(picture.getexif().get(_ORIENTATION, 1), what)
+                orientation = picture.getexif().get(_ORIENTATION, 1)
+                check_upright(orientation, what, "np.asarray(Image.open(path))", as_stored=as_stored)
                 if picture.mode == "CMYK":
                     require_rgb("cmyk", what)
                 if picture.mode == "P":
@@ -108,17 +111,6 @@ def _read_picture(path: Path, what: str) -> np.ndarray:
                 f"Image {str(path)!r} cannot be decoded ({error}): it is damaged or incomplete, or its content is no "
                 f"{path.suffix} picture."
             ) from error
-
-
-def _require_upright(orientation: int, what: str) -> None:
-    """Raise a `ValueError` for a picture that viewers turn: coordinates may be of what is stored or of what is seen."""
-    if orientation > 1:
-        raise ValueError(
-            f"{what} has a flag to be shown rotated or mirrored (orientation {orientation}). Some tools follow it and "
-            "others do not, so it is unclear whether the coordinates refer to the stored or to the shown picture. Pass "
-            "the right pixels: `np.asarray(Image.open(path))` as stored, or "
-            "`np.asarray(ImageOps.exif_transpose(Image.open(path)))` as shown (both with PIL)."
-        )
 
 
 def _to_rgb(pixels: np.ndarray, what: str, value_max: float | None) -> np.ndarray:
