@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import os
 import re
@@ -187,10 +188,19 @@ def test_missing_file_is_named() -> None:
         resolve_encoder(TINY, model_kwargs={"checkpoint_path": "/nowhere.safetensors"})
 
 
-def test_network_for_rectangles_is_refused() -> None:
-    kwargs = {"pretrained": False, "pretrained_cfg_overlay": {"input_size": (3, 64, 32)}}
-    with pytest.raises(ValueError, match="takes images of 64 x 32 px; tiles are square"):
-        resolve_encoder(TINY, model_kwargs=kwargs)
+@pytest.mark.parametrize("name", [TINY, TINY_VIT])
+def test_network_for_rectangles_takes_the_squares_that_the_message_names(name, monkeypatch) -> None:
+    """As timm's `vit_base_patch16_sapiens2`, for 1024 x 768 px."""
+    import timm.models._builder as builder
+
+    rectangle = replace(builder.get_pretrained_cfg(name), input_size=(3, 64, 32))
+    monkeypatch.setattr(builder, "get_pretrained_cfg", lambda *_, **__: rectangle)
+    with pytest.raises(ValueError, match="takes images of 64 x 32 px; tiles are square") as refused:
+        resolve_encoder(name, model_kwargs={"pretrained": False}, device="cpu")
+    advised = re.search(r"`model_kwargs=(.*)`", str(refused.value)).group(1)
+    encoder = resolve_encoder(name, model_kwargs={"pretrained": False, **ast.literal_eval(advised)}, device="cpu")
+    assert encoder.input_px == 32
+    assert encoder(make_tiles(2, 32)).shape[0] == 2
 
 
 def test_random_weights_only_when_asked_for(caplog) -> None:

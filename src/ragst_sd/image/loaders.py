@@ -46,8 +46,10 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     config = resolve_model_data_config(module)
     height, width = config["input_size"][-2:]
     if height != width:
+        square = {"pretrained_cfg_overlay": {"input_size": (3, width, width)}}
         raise ValueError(
-            f"{model!r} takes images of {height} x {width} px; tiles are square. Choose `img_size` in `model_kwargs`."
+            f"{model!r} takes images of {height} x {width} px; tiles are square. Pass a square size: "
+            f"`model_kwargs={square}`."
         )
     name = model
     if not model.startswith("hf-hub:"):
