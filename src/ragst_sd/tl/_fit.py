@@ -247,20 +247,10 @@ def fit_tissue(
     parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
     if not np.isfinite(calibration["distance_threshold"]):
         logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
-    fit = Fit(
-        method=method,
-        n_neighbors=cited,
-        n_candidates=compared,
-        metric=metric,
-        inner_groups=inner_groups,
-        # A store keeps no None; no column has an empty name.
-        group_key="" if group_key is None else str(group_key),
-        rng=run.rng,
-        options=_storable(run.options),
-        parameters={**state, **parameters},
-        appearance=appearance,
-        **calibration,
-    )
+    # A store keeps no None; no column has an empty name.
+    column = "" if group_key is None else str(group_key)
+    learned: dict[str, Any] = {"parameters": {**state, **parameters}, "appearance": appearance, **calibration}
+    fit = _fit_of(method, run, metric=metric, group_key=column, **learned)
     return replace(bank, fit=fit, key=key[back], regression_key=None if features is None else features[back])
 
 
@@ -292,19 +282,23 @@ def fit_responses(
     require_key(group_key, list(bank.obs.columns), "reference.obs")
     bank = replace(bank, folds=group_codes(bank.obs, group_key), screen=replace(bank.screen, metric=metric))
     bank = with_cells(bank) if known.needs_cells and bank.screen.from_cells else bank
-    run = replace(run, n_neighbors=cited, n_candidates=compared)
-    fit = Fit(
+    run = replace(run, n_neighbors=cited, n_candidates=compared, held_out=group_key)
+    # Sums follow the names of the rows, so that their order changes nothing.
+    parameters = known.fit(bank.at_rows(np.argsort(bank.ids)), run)
+    return replace(bank, fit=_fit_of(method, run, metric=metric, parameters=parameters))
+
+
+def _fit_of(method: str, run: Run, **learned: Any) -> Fit:
+    """A fit: what was asked for, with options as a store keeps them, and what was learned."""
+    return Fit(
         method=method,
-        n_neighbors=cited,
-        n_candidates=compared,
-        metric=metric,
-        inner_groups=group_key,
+        n_neighbors=run.n_neighbors,
+        n_candidates=run.n_candidates,
+        inner_groups=run.held_out,
         rng=run.rng,
-        options=_storable(run.options),
-        # Sums follow the names of the rows, so that their order changes nothing.
-        parameters=known.fit(bank.at_rows(np.argsort(bank.ids)), run),
+        options={name: np.asarray(x) if isinstance(x, tuple) else x for name, x in asdict(run.options).items()},
+        **learned,
     )
-    return replace(bank, fit=fit)
 
 
 def _neighbor_counts(
@@ -329,11 +323,6 @@ def _neighbor_counts(
             f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
         )
     return int(n_neighbors), int(n_candidates)
-
-
-def _storable(options: Any) -> dict[str, Any]:
-    """Options as a store keeps them."""
-    return {name: np.asarray(x) if isinstance(x, tuple) else x for name, x in asdict(options).items()}
 
 
 def _once(shared: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:
