@@ -76,8 +76,8 @@ class Origin:
         bank, header = self.bank, self.prediction.header
         if bank.fit is None or REGRESSION not in bank.fit.parameters or bank.regression_key is None:
             raise ValueError(
-                f"The prediction was made by {str(header['method'])!r} with a regression, which the reference no longer "
-                f"has: it was fitted anew since, or lost `obsm[{_keys.REGRESSION_KEY!r}]`. Fit it as it was: "
+                f"The prediction was made by {str(header['method'])!r} with a regression, which the reference no "
+                f"longer has: it was fitted anew since, or lost `obsm[{_keys.REGRESSION_KEY!r}]`. Fit it as it was: "
                 f"`rg.tl.fit(reference, method={str(header['method'])!r})`."
             )
         if bool(header["center_sections"]) or _keys.REGRESSION_ROWS not in header:

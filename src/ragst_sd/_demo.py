@@ -108,8 +108,8 @@ def run_demo(
     n_genes, n_spots = (int(metrics[name].iloc[-1]) for name in ("n_genes", "n_spots"))
     say(f"Done in {time.perf_counter() - started:.0f} s.")
     say(
-        f"Accuracy on donor {held}, whom no method has seen (section {query}, {n_spots} spots): means over the {n_genes} "
-        "genes that vary most in the other donors,\nand pearson_all_genes over all of them."
+        f"Accuracy on donor {held}, whom no method has seen (section {query}, {n_spots} spots): means over the "
+        f"{n_genes} genes that vary most in the other donors,\nand pearson_all_genes over all of them."
     )
     say(metrics.reindex(columns=COLUMNS).round(3).reset_index().to_string(index=False))
     return metrics

@@ -67,7 +67,7 @@ _LISTS = yaml.safe_load(read_text("_fields.yaml"))
 TISSUE, RESPONSES, TISSUE_RESPONSES = (
     tuple(_read(_LISTS[name])) for name in ("tissue", "responses", "tissue_responses")
 )
-# Of the provenance header, without which nothing can be said about a value: of every prediction, and by its task besides.
+# Of the provenance header, without which nothing can be said about a value: of every prediction, and by its task.
 COMMON_FIELDS = tuple(_LISTS["header"]["common"])
 TASK_FIELDS = {"histology": tuple(_LISTS["header"]["histology"])}
 
@@ -175,8 +175,8 @@ def require_rows(table: AnnData, header: Mapping[str, Any]) -> None:
     if others:
         raise ValueError(
             f"The table has rows of other predictions ({listing(others)}) than its `uns[{_keys.RETRIEVAL!r}]` "
-            f"({str(prediction_id)!r}): it was concatenated, or has the `.uns` of another table, so that its citations would "
-            "point at other tissue. Read each prediction on its own."
+            f"({str(prediction_id)!r}): it was concatenated, or has the `.uns` of another table, so that its citations "
+            "would point at other tissue. Read each prediction on its own."
         )
 
 

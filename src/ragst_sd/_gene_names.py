@@ -1,4 +1,4 @@
-"""Expression of tables as it is stored; one naming of genes for several tables, their species, and the genes they share."""
+"""Expression of tables as it is stored; one naming of genes for several tables, their species, and shared genes."""
 
 from __future__ import annotations
 
@@ -148,8 +148,8 @@ def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -
 _FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
 # Control probes and codewords of Xenium, CosMx and MERSCOPE, and spike-ins: no gene is named so.
 _CONTROLS = (
-    r"neg(?:ative)?[-_ ]?(?:control|prb|probe|\d)|blank[-_]?\d|systemcontrol|falsecode|(?:unassigned|deprecated)codeword|"
-    r"antisense_|intergenic_region|ercc-\d"
+    r"neg(?:ative)?[-_ ]?(?:control|prb|probe|\d)|blank[-_]?\d|systemcontrol|falsecode|"
+    r"(?:unassigned|deprecated)codeword|antisense_|intergenic_region|ercc-\d"
 )
 
 

@@ -95,7 +95,7 @@ def score(
 
 
 def by_genes(function: Callable[..., dict[str, np.ndarray]], *matrices: Any) -> dict[str, np.ndarray]:
-    """Numbers of every gene, by name: `function` of some genes at a time, of (spots, genes) matrices that may be sparse.
+    """Numbers of every gene, by name: `function` of some genes at a time of (spots, genes) matrices, also sparse ones.
 
     It is given float64 arrays in which the values of a gene lie beside each other. Memory is that of a few genes.
     """

@@ -37,8 +37,8 @@ def array_pitch(xy: np.ndarray, what: str) -> float:
     if spread > _ARRAY_SPREAD:
         raise ValueError(
             f"{what} do not lie on an array: distances between neighbours differ by {spread:.0%} of their median "
-            f"({_ARRAY_SPREAD:.0%} at most). `um_between_centers` is for spots and bins. For cells give the microns per "
-            "pixel, or name the spots or bins of the same image."
+            f"({_ARRAY_SPREAD:.0%} at most). `um_between_centers` is for spots and bins. For cells give the microns "
+            "per pixel, or name the spots or bins of the same image."
         )
     return pitch
 

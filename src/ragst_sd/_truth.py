@@ -55,7 +55,7 @@ def truth_table(prediction: Prediction, truth_key: str | None, truth: AnnData | 
 
 
 def shown_truth(prediction: Prediction, truth_key: str | Literal[False] | None) -> str | None:
-    """Name of the measured table to show beside a prediction: asked for, or the only one of the shapes; `None` for none."""
+    """Name of the measured table to show beside a prediction: asked for, or the only one of the shapes; else `None`."""
     sdata, regions = prediction.data, regions_of(prediction.table)
     if truth_key is not None or not isinstance(sdata, SpatialData):
         return truth_key or None

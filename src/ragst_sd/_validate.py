@@ -112,7 +112,7 @@ def require_choice(value: Any, choices: Iterable[Any], argument: str) -> None:
 
 
 def require_positive(value: Any, argument: str, *, whole: bool = False, optional: bool = False) -> None:
-    """Raise a `ValueError` unless `value` is a finite number above zero (a whole one if asked), or `None` if `optional`."""
+    """Raise a `ValueError` unless `value` is a finite number above zero (whole if asked), or `None` if `optional`."""
     if optional and value is None:
         return
     number = isinstance(value, int | float) and not isinstance(value, bool)

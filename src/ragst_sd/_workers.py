@@ -108,7 +108,7 @@ def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], share
 
 
 def spread_blocks(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Iterator[R]:
-    """The same for blocks of spots: without a client they are predicted side by side, on the threads of this process."""
+    """The same for blocks of spots: without a client they are predicted side by side, on threads of this process."""
     from ragst_sd.retrieval.threads import side_by_side
 
     if active_client() is None:

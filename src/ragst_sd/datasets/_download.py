@@ -121,9 +121,9 @@ def _download(file: Mapping[str, Any], part: Path, *, progress: bool, advice: st
                 raise
             free = shutil.disk_usage(part.parent).free / 1e9
             msg = (
-                f"No space for {file['name']!r} in {str(part.parent)!r} ({free:.2f} GB are free). Make space, or choose "
-                "another cache folder (`rg.settings.cache_dir`, RAGST_SD_CACHE_DIR); what has arrived is kept and "
-                "gone on from."
+                f"No space for {file['name']!r} in {str(part.parent)!r} ({free:.2f} GB are free). Make space, or "
+                "choose another cache folder (`rg.settings.cache_dir`, RAGST_SD_CACHE_DIR); what has arrived is kept "
+                "and gone on from."
             )
             raise OSError(errno.ENOSPC, msg) from error
         failures = 1 if _size(part) > furthest else failures + 1
@@ -231,7 +231,7 @@ def from_hub(repository: str, *, progress: bool, advice: str) -> Iterator[None]:
 
 
 def _fetch_from_hub(place: Sequence[str], folder: Path, *, progress: bool, advice: str) -> Path:
-    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder` for now."""
+    """Path of a file that the hub's client, which resumes and knows the user's token, has put below `folder`."""
     from huggingface_hub import hf_hub_download
 
     repository, revision, path = place

@@ -14,8 +14,8 @@ from ragst_sd._licenses import ranked
 from ragst_sd._validate import hint, listing
 from ragst_sd.datasets._catalog import as_list, catalog_entries
 
-# For estimates: a picture of Visium shows the frame around the spots, too; the second is what `benchmarks/references.py`
-# measures on one core.
+# For estimates: a picture of Visium shows the frame around the spots, too; the second is what
+# `benchmarks/references.py` measures on one core.
 _PICTURE_UM = 9000.0
 _SECONDS_PER_SPOT = 0.1
 

@@ -182,7 +182,7 @@ def _cited_by(prediction: Prediction, spots: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _cited_lines(origin: Origin, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """(spots, genes, k) whether a cited row has a line, (spots, genes) whether one measured the gene, what lines hold."""
+    """(spots, genes, k) whether a cited row has a line, (spots, genes) whether one measured the gene, and the lines."""
     rows, weights, cited = _cited_by(origin.prediction, spots)
     shape = (len(spots), len(origin.genes))
     if not len(cited):

@@ -1,4 +1,4 @@
-"""Lines of :func:`ragst_sd.get.explain`: of any arrays, of a regression, of genes from single cells, and of responses."""
+"""Lines of :func:`ragst_sd.get.explain`: of any arrays, a regression, genes from single cells, and responses."""
 
 from __future__ import annotations
 

@@ -147,10 +147,10 @@ def _full_brightness(values: np.ndarray, what: str) -> float:
         if least <= high <= most and low >= -_MAY_UNDERSHOOT * full:
             return full
     raise ValueError(
-        f"{what} holds {values.dtype} pixels from {low:.4g} to {high:.4g}, and the value of full brightness is unclear. "
-        "Set it with `rg.pp.embed_tiles(..., value_max=...)` (255 for 8 bit, 4095 for 12 bit, 65535 for 16 bit, 1 for "
-        "floats in [0, 1]), as also in `rg.pp.tile_grid`, `rg.io.read_slide` and `rg.io.read_st`, or convert the "
-        "image to uint8 RGB first."
+        f"{what} holds {values.dtype} pixels from {low:.4g} to {high:.4g}, and the value of full brightness is "
+        "unclear. Set it with `rg.pp.embed_tiles(..., value_max=...)` (255 for 8 bit, 4095 for 12 bit, 65535 for 16 "
+        "bit, 1 for floats in [0, 1]), as also in `rg.pp.tile_grid`, `rg.io.read_slide` and `rg.io.read_st`, or "
+        "convert the image to uint8 RGB first."
     )
 
 

@@ -133,7 +133,7 @@ def read_annotations(
 
 
 def _areas(path: Path) -> GeoDataFrame:
-    """Polygons of the file, whichever way its features are packed, valid ones, with the names that were given to them."""
+    """Valid polygons of the file, whichever way its features are packed, with the names that were given to them."""
     with readable(path, "GeoJSON, as QuPath exports it ('Export as GeoJSON')"):
         content = json.loads(gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes())
         features = content.get("features", [content]) if isinstance(content, dict) else content

@@ -82,7 +82,8 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
             recover(path)
     if not path.exists():
         raise FileNotFoundError(
-            f"{path} does not exist. Write a reference with `rg.io.write_reference`, or build one: `ragst-sd build RECIPE`."
+            f"{path} does not exist. Write a reference with `rg.io.write_reference`, or build one: `ragst-sd build "
+            "RECIPE`."
         )
     if not is_reference(path):
         raise ValueError(

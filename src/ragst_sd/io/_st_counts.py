@@ -217,7 +217,8 @@ def _matched(adata: AnnData, table: pd.DataFrame) -> tuple[np.ndarray, np.ndarra
         table = table[chosen]
     if not all(pd.api.types.is_numeric_dtype(table[name]) for name in pair):
         raise ValueError(
-            f"{' and '.join(map(repr, pair))} of `coordinates` hold no numbers, but {table[list(pair)].iloc[0].tolist()}."
+            f"{' and '.join(map(repr, pair))} of `coordinates` hold no numbers, but "
+            f"{table[list(pair)].iloc[0].tolist()}."
         )
     names, known = adata.obs_names, table.index.astype(str)
     if not names.isin(known).any() and {"x", "y"} < set(table.columns) and pair != ("x", "y"):

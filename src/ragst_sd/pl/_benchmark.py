@@ -94,8 +94,8 @@ def benchmark(
     if "n_donors" in scores and scores["n_donors"].nunique() > 1:
         if baseline is not None:
             raise ValueError(
-                "`baseline`: these scores are of several numbers of donors, and drawn as curves. Leave it out, or take one "
-                f"number: `scores[scores['n_donors'] == {scores['n_donors'].max()}]`."
+                "`baseline`: these scores are of several numbers of donors, and drawn as curves. Leave it out, or "
+                f"take one number: `scores[scores['n_donors'] == {scores['n_donors'].max()}]`."
             )
         with picture(6.4, 4.0, **drawing) as figure:
             return _draw_curves(figure, scores, metric, unit)

@@ -214,7 +214,7 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
 
 
 def split_lines(parts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Lines of one spot and gene: rows (the reference mean, if no row is cited), mean beside cited rows, and the rest."""
+    """Lines of one spot and gene: rows (if none is cited, the reference mean), mean beside cited rows, the rest."""
     rest = parts["reference"].isin(["regression", "adjustment"])
     mean = (parts["reference"] == "reference mean") & ~rest
     if (mean | rest).all():

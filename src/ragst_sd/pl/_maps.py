@@ -70,9 +70,9 @@ def require_citations(prediction: Prediction) -> None:
     """Raise a `ValueError` if a prediction was made by a method that cites no measured spots."""
     if not len(prediction.cited):
         raise ValueError(
-            f"The prediction was made by method {prediction.header['method']!r}, which cites no measured spots: there is "
-            'nothing to show. `rg.get.explain(..., terms="all")` lists the rows that a regression rests on. Or fit a '
-            'method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
+            f"The prediction was made by method {prediction.header['method']!r}, which cites no measured spots: there "
+            'is nothing to show. `rg.get.explain(..., terms="all")` lists the rows that a regression rests on. Or fit '
+            'a method that cites, for instance `rg.tl.fit(reference, method="knn")`, and predict again.'
         )
 
 

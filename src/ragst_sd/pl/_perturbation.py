@@ -59,11 +59,11 @@ def perturbation(
     controls). Without `truth`, this panel is missing if each spot has its own response, and for `"pt_rag"`, whose
     network was trained on all controls, and on the response itself if the reference contains it. The second panel shows
     the retrieved perturbations with their weights, the reliability of each, and its correlation with the measured
-    response, also from the two halves (the mean of both directions). As in
-    :func:`ragst_sd.tl.evaluate_perturbation`, correlations are 0 where a response does not vary. The third is a heat map of the weights by cell
-    state, unless all states share them. For a SpatialData object, the last panel is a map of the size of the response.
-    If the response does not vary over the tissue more than by chance, the map has one colour and says so. Spots far
-    from the cells of the screen are ringed.
+    response, also from the two halves (the mean of both directions). As in :func:`ragst_sd.tl.evaluate_perturbation`,
+    correlations are 0 where a response does not vary. The third is a heat map of the weights by cell state, unless all
+    states share them. For a SpatialData object, the last panel is a map of the size of the response. If the response
+    does not vary over the tissue more than by chance, the map has one colour and says so. Spots far from the cells of
+    the screen are ringed.
 
     Parameters
     ----------

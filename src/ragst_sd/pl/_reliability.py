@@ -26,8 +26,8 @@ from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
 
 _WIDTH = "interval_width"
-# Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does not
-# order errors on held-out donors has a colour scale of its own, of which neither end is good or bad.
+# Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does
+# not order errors on held-out donors has a colour scale of its own, of which neither end is good or bad.
 _MAPS = {
     _keys.DISAGREEMENT: ("disagreement of cited spots", "SD", True),
     _WIDTH: ("interval width", "", True),
@@ -288,7 +288,8 @@ def draw_risk(ax: Axes, frame: pd.DataFrame) -> None:
     words = "accuracy on the spots that are kept"
     if metric == "nrmse" and frame["value"].max() > 1:
         ax.axhline(1, color=_style.MUTED, lw=1, ls=(0, (4, 3)), zorder=1, gid="own mean")
-        words += "\nabove 1: further off than the gene's own mean in this section,\nas where its level differs between donors"
+        words += "\nabove 1: further off than the gene's own mean in this section,"
+        words += "\nas where its level differs between donors"
     ax.margins(y=0.12)
     ax.set(xlim=(0, 1), xlabel="share of spots kept, those in doubt left out first")
     ax.set_ylabel(_TITLES.get(metric, metric.replace("_", " ")))

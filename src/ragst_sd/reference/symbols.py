@@ -206,8 +206,9 @@ def resolve(names: Sequence[str], species: str) -> pd.DataFrame:
     out = pd.DataFrame(rows, columns=["name", "gene", "how", "candidates"], dtype=object)
     if len(out) and out["how"].isin(KNOWN_BY).mean() < _OVERLAP:
         raise ValueError(
-            f"{int(out['how'].isin(KNOWN_BY).sum())} of {len(out)} gene names are in the table of {species} (for instance "
-            f"{listed[:_SHOWN]} are looked for). Are they of another species, or is another column of `var` meant?"
+            f"{int(out['how'].isin(KNOWN_BY).sum())} of {len(out)} gene names are in the table of {species} (for "
+            f"instance {listed[:_SHOWN]} are looked for). Are they of another species, or is another column of `var` "
+            "meant?"
         )
     return out
 

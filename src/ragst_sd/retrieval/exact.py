@@ -78,7 +78,8 @@ def shortlist(
         for start in range(0, len(bank), m_block):
             rows = slice(start, min(len(bank), start + m_block))
             stored = torch.as_tensor(bank[rows]).to(device)
-            # Centring keeps products small, so that rounding is too; far from the origin float32 can't hold float64 values.
+            # Centring keeps products small, so that rounding is too; far from the origin float32 can't hold float64
+            # values.
             values = ((stored.float() if stored_half else stored) - on_device).float()
             norm = (values * values).sum(dim=1)
             farthest = float(norm.max())

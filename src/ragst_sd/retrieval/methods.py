@@ -69,7 +69,7 @@ class Fitted(NamedTuple):
 def fit_method(
     name: str, training: Bank, run: Run, *, components: tuple[np.ndarray, np.ndarray] | None = None
 ) -> Fitted:
-    """Fit the principal components of (standardised) embeddings, unless they are given, and the method on top of them."""
+    """Fit the principal components of (standardised) embeddings, unless they are given, and the method on top."""
     mean, axes = fit_pca(training.embedding, run.options.n_components) if components is None else components
     if axes.shape[1] == 0:
         raise ValueError("The embeddings do not vary between the rows of the reference: nothing can be searched.")

@@ -91,8 +91,8 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
         lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(len(_KINDS))]
     elif bank.key.shape[1] and not space["projection"].shape[1] and not alone:
         logger.warning(
-            "rag: the embeddings of all perturbations point one way, and rag compares directions: they do not tell which "
-            "perturbations are alike. Build the reference with an embedding of several columns."
+            "rag: the embeddings of all perturbations point one way, and rag compares directions: they do not tell "
+            "which perturbations are alike. Build the reference with an embedding of several columns."
         )
     elif compares:
         tried = held_out_correlations(bank, run, space)

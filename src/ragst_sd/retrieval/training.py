@@ -1,4 +1,4 @@
-"""What methods learn from: means of what was measured, genes on one scale, groups to hold out, and the score of choices."""
+"""What methods learn from: means of what was measured, genes on one scale, groups to hold out, and scores."""
 
 from __future__ import annotations
 

@@ -223,8 +223,8 @@ def _deconvolve(
             continue
         if of_panel.sum() < needed:
             raise ValueError(
-                f"Panel {str(name)!r} measured {int(of_panel.sum())} of the {len(used)} genes; {needed} are needed. Name "
-                "other `genes`, or take the rows of this panel out of the reference."
+                f"Panel {str(name)!r} measured {int(of_panel.sum())} of the {len(used)} genes; {needed} are needed. "
+                "Name other `genes`, or take the rows of this panel out of the reference."
             )
         result = deconvolve(values[rows][:, of_panel], profiles[:, of_panel], platform=platform)
         shares[rows], fit[rows] = result.fractions, result.fit

@@ -149,8 +149,9 @@ def calibrate(
         known["regression"] = REGRESSION in fit.parameters
     if REGRESSION in fit.parameters and "regression_scale" not in fit.parameters:
         logger.warning(
-            "This fit of %r was made by an earlier release, which did not scale its regression. Calibration fits parts of "
-            "the reference with that scale, so the intervals may not suit the predictions. Run `rg.tl.fit` again first.",
+            "This fit of %r was made by an earlier release, which did not scale its regression. Calibration fits "
+            "parts of the reference with that scale, so the intervals may not suit the predictions. Run `rg.tl.fit` "
+            "again first.",
             fit.method,
         )
     run = Run(resolve_options(METHODS, fit.method, known), int(fit.rng), train_on(device), amp)
@@ -203,8 +204,8 @@ def calibrate(
     scored = np.isfinite(scores).any(axis=1)
     for level, unit, share, of_level in zip(wanted, units, inside, quantiles.T, strict=True):
         logger.info(
-            "Intervals at %g: %ss are the unit, %.3f of the held-out values lie inside, and %d of %d genes get no interval "
-            "(they never vary, or too few %ss measured them).",
+            "Intervals at %g: %ss are the unit, %.3f of the held-out values lie inside, and %d of %d genes get no "
+            "interval (they never vary, or too few %ss measured them).",
             *(level, unit, share, np.isnan(of_level).sum(), len(of_level), unit),
         )
     calibration = {

@@ -29,7 +29,7 @@ def embed_genes(
     n_components: int = 128,
     min_terms: int = 2,
 ) -> pd.DataFrame:
-    r"""Embed genes by the gene sets that they belong to, or by a network of them; or set several embeddings side by side.
+    r"""Embed genes by the gene sets that they belong to or by a network, or set several embeddings side by side.
 
     By gene sets:
 
@@ -158,8 +158,8 @@ def _of_network(data: pd.DataFrame, n_components: int) -> pd.DataFrame:
     components = spectral_embedding(weights, n_components)
     if not components.shape[1]:
         raise ValueError(
-            f"The network in `data` ({len(genes)} genes, {weights.nnz // 2} edges) has no groups of genes: how many edges "
-            "each gene has says all there is to say. Give more edges, or gene sets."
+            f"The network in `data` ({len(genes)} genes, {weights.nnz // 2} edges) has no groups of genes: how many "
+            "edges each gene has says all there is to say. Give more edges, or gene sets."
         )
     logger.info(
         "Embedded a network of %d genes and %d edges in %d components.",

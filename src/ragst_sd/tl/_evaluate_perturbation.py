@@ -31,7 +31,8 @@ from ragst_sd.tl._response_table import response_adata
 
 CEILING = "ceiling"
 COLUMNS = [
-    _keys.CONTEXT, _keys.PERTURBATION, "subset", "metric", "value", _keys.N_CELLS, _keys.RELIABILITY, _keys.TASK, CEILING
+    _keys.CONTEXT, _keys.PERTURBATION, "subset", "metric", "value", _keys.N_CELLS, _keys.RELIABILITY, _keys.TASK,
+    CEILING,
 ]  # fmt: skip
 
 

@@ -35,7 +35,7 @@ def predict_into(
     finite: np.ndarray,
     assembled: Callable[[Values], AnnData],
 ) -> AnnData:
-    """Predict block by block into a table on disk, which is read from there; `assembled` makes a table of the values."""
+    """Predict block by block into a table on disk, which is read from there; `assembled` makes a table of values."""
     with _new_store(path, len(finite), len(part.genes), intervals=part.intervals is not None) as place:
         _finish(place, assembled(_fill(place, part, selection, finite)))
         version = version_of(place)

@@ -30,9 +30,10 @@ _TEMPLATE = "tl/_report.md.jinja"
 _SUFFIXES = (".md", ".html")
 _DPI = 200
 _TRUST = (
-    "How far to trust the spots: how much the measured spots behind a value disagree, mean over genes, and the distance "
-    "to the nearest measured tissue, as a percentile of that of held-out spots of the reference (0 is nearest). Dark is "
-    "where errors are larger. Spots with an orange rim are out of reference; hollow spots have no prediction."
+    "How far to trust the spots: how much the measured spots behind a value disagree, mean over genes, and the "
+    "distance to the nearest measured tissue, as a percentile of that of held-out spots of the reference (0 is "
+    "nearest). Dark is where errors are larger. Spots with an orange rim are out of reference; hollow spots have no "
+    "prediction."
 )
 
 

@@ -87,7 +87,7 @@ def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) ->
 
 
 def _means(table: AnnData, pearson: pd.Series) -> dict[str, Any]:
-    """Mean correlation over the genes that vary most in the reference, and over all; the same where that is not known."""
+    """Mean correlation over the genes that vary most in the reference (all if that is not known), and over all."""
     known = pearson.dropna()
     genes = list(known.index)
     if np.isfinite(table.var.reindex(columns=[_keys.REFERENCE_VARIANCE]).loc[genes].to_numpy(float)).any():

@@ -141,7 +141,7 @@ def response_adata(
 
 
 def with_labels(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
-    """A data frame with its labels in columns, of which `keys` starts with the perturbation, also if they were its index.
+    """A data frame with its labels, of which `keys` starts with the perturbation, in columns and not in its index.
 
     Raises
     ------
