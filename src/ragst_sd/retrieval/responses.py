@@ -138,6 +138,12 @@ def shape_halves(bank: Bank, n_components: int | None = _MAX_COMPONENTS) -> tupl
     return replace(bank, values=values[0], screen=screen), replace(bank, values=values[1], screen=screen)
 
 
+def same_perturbation(bank: Bank, query: Query) -> np.ndarray:
+    """(q, m) rows of each query's perturbation, whether it may use them or not."""
+    rows = bank.screen.perturbed
+    return np.array([[asked == measured for measured in rows] for asked in query.perturbed], dtype=bool)
+
+
 def familiar(bank: Bank, query: Query) -> np.ndarray:
     """(q,) whether a gene of the query is perturbed in a row that it may use."""
     shares = [[not set(genes).isdisjoint(other) for other in bank.screen.perturbed] for genes in query.perturbed]

@@ -18,12 +18,12 @@ from ragst_sd import _keys
 from ragst_sd._annotation import single_region
 from ragst_sd._elements import require_sdata, shared_coordinate_system
 from ragst_sd._fields import TISSUE_RESPONSES, documented
-from ragst_sd._labels import as_names
 from ragst_sd._resolution import image_mpp_of
-from ragst_sd._respond import BAR_AFTER, Task, no_response, open_task, pairs_learned, wanted_perturbations
+from ragst_sd._respond import BAR_AFTER, Task, open_task, pairs_learned, wanted_perturbations
 from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
-from ragst_sd._validate import as_seed, listing, names_among, require_positive
+from ragst_sd._validate import as_names, as_seed, listing, names_among, require_positive
+from ragst_sd.retrieval.response_run import no_response
 from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._predicted_table import annotating, assembled, carried
 from ragst_sd.tl._tissue_responses import (
@@ -180,9 +180,8 @@ def perturb_tissue(
             "around it. Take more spots, or fewer around each."
         )
     # A tissue is none of the screen's cell lines unless a column says so.
-    context_labels = contexts_of(
-        source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.bank.header.contexts
-    )
+    place = f"sdata.tables[{source.table_key!r}]"
+    context_labels = contexts_of(source.table.obs, context_key, place, task.bank.header.contexts)
     sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
     of_state = source.of_state
     at, values = task.bank.genes.get_indexer(source.genes)[of_state], source.values[:, of_state]

@@ -15,10 +15,11 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from ragst_sd import _keys
-from ragst_sd._respond import Task, ask, at_once, fields_of
+from ragst_sd._respond import Task, ask
 from ragst_sd.reference.header import ScreenHeader
 from ragst_sd.retrieval.bank import Answer, Query, Selection
 from ragst_sd.retrieval.evidence import evidence_share
+from ragst_sd.retrieval.response_run import at_once, values_of
 from ragst_sd.retrieval.responses import respond_to
 from ragst_sd.retrieval.training import dense
 
@@ -218,7 +219,7 @@ class Responder:
             shares.append(evidence_share(answer.evidence, answer.adjustment, centre))
             of_genes = {name: getattr(answer, name)[:, self.at] for name in ("evidence", "adjustment")}
             parts.append((selection, answer._replace(**of_genes)))
-        values = fields_of(bank, self.query, parts, np.concatenate(shares), self._lines(contexts))
+        values = values_of(bank, self.query, parts, np.concatenate(shares), self._lines(contexts))
         return values | {_keys.STANDARD_ERROR: np.concatenate(errors)}
 
     def spread(self, spots: SpotStates) -> float:
@@ -263,7 +264,7 @@ def make_responder(task: Task, perturbation: str, contexts: list[str], genes: li
         learned_from=learned_from,
         contexts=contexts,
         at=bank.genes.get_indexer(genes),
-        chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / len(bank.genes))),
+        chunk=at_once(bank) if ready is None else max(1, int(_NUMBERS / len(bank.genes))),
         ready=ready,
     )
 

@@ -17,15 +17,15 @@ from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, sin
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes
 from ragst_sd._eligibility import allowed_rows
-from ragst_sd._gene_names import names_in, shared_genes, stored_expression
+from ragst_sd._gene_names import offered_names, read_expression, stored_expression
 from ragst_sd._labels import labels
 from ragst_sd._respond import Task
 from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
 from ragst_sd._validate import listing, require_known, require_unique
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.current_names import names_in
+from ragst_sd.reference.genes import shared_genes, take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbation_cells import read_expression
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def read_source(
             f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         )
     how = task.bank.header.normalization
-    names = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
+    names = names_in(str(how["naming"]), offered_names(table), "The screen", f"`{where}`")
     of_screen = list(task.bank.genes)
     needed = min(max(_FEWEST, round(_LEAST * len(of_screen))), len(of_screen))
     why = " to say what its cells are like"
@@ -119,7 +119,7 @@ def read_source(
         expressed, about = _predicted(table, table_key, rows, names, shared, how)
     else:
         # A spot without a single count of the genes that size factors rest on has no library size.
-        counts = stored_expression(table, layer, where, "Name the layer with `layer=`.")[rows]
+        counts = stored_expression(table, layer, where, "Name the layer with `layer=`.")[0][rows]
         columns = np.isin(names, how["size_factor_genes"] if len(how["size_factor_genes"]) else names)
         expressed = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
         about = {"var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
