@@ -206,6 +206,7 @@ def read_expression(
     like: Mapping[str, Any] | None = None,
     where: str = "adata",
     todo: str = "",
+    empty: bool = False,
 ) -> Expression:
     """Cells brought to log1p of counts per `target_sum`.
 
@@ -217,6 +218,8 @@ def read_expression(
         Normalisation of a reference to follow: its target sum, its size-factor genes and its naming.
     todo
         What to do if they are no AnnData.
+    empty
+        Whether cells without counts stay, as zeros; otherwise they are refused.
     """
     require_type(adata, AnnData, where, todo)
     require_choice(unit, UNITS, "unit")
@@ -243,7 +246,7 @@ def read_expression(
             f"`unit='log1p_cp10k'`.{changed_capitals(wanted, names)}"
         )
     sums = np.asarray(take_genes(matrix, names, shared).sum(axis=1)).ravel().astype(np.float64)
-    if not (sums > 0).all():
+    if not (empty or (sums > 0).all()):
         raise ValueError(f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first.")
     target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
     scale = _keys.UNIT if target == TARGET_SUM else f"log1p(counts per {target:,.6g})"

@@ -68,7 +68,7 @@ class Task:
         require_known(perturbations, measured, "perturbations", lacking, KeyError)
         return np.zeros((len(perturbations), 0))
 
-    def header(self, learned_from: dict[str, Any], context_key: str | None, gene_overlap: float) -> dict[str, Any]:
+    def header(self, learned_from: dict[str, Any], context_key: str | None) -> dict[str, Any]:
         """What the provenance of a table has beside what that of every prediction has."""
         header = self.bank.header
         about: dict[str, Any] = {
@@ -82,7 +82,6 @@ class Task:
             _keys.LEARNED_FROM: learned_from,
             "n_neighbors": int(self.bank.fit.n_neighbors if self.n_neighbors is None else self.n_neighbors),
             "context_key": context_key or "",
-            _keys.GENE_OVERLAP: gene_overlap,
             "exclude": np.asarray(self.exclude, dtype=str),
             **self.where,
         }

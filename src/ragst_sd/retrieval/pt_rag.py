@@ -14,6 +14,7 @@ from torch import Tensor
 from ragst_sd.retrieval.bank import Answer, Bank, Cells, Query, Run, Selection
 from ragst_sd.retrieval.gate import normalised
 from ragst_sd.retrieval.loop import History, optimise, seeded
+from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import choice, count, not_negative, positive, switch
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, fit_net, net_from_arrays
@@ -318,3 +319,17 @@ def _even(cells: Tensor, size: int) -> Tensor:
     if len(cells) <= size:
         return cells[torch.arange(size) % len(cells)]
     return cells[torch.as_tensor(np.linspace(0, len(cells) - 1, size).astype(int))]
+
+
+PT_RAG = Method(
+    PtRagOptions,
+    fit_pt_rag,
+    select=select_pt_rag,
+    answer=answer_pt_rag,
+    n_neighbors=16,
+    n_candidates=16,
+    starts_from="prediction without retrieval",
+    needs_cells=True,
+    needs_embedding=True,
+    learns="values",
+)

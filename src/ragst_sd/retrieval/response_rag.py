@@ -14,137 +14,125 @@ the rest of f the adjustment.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
-from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
-from ragst_sd.retrieval.gate import entmax
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Run, Selection
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
-from ragst_sd.retrieval.response_phi import (
-    Bend,
-    bend,
-    clip_states,
-    doses,
-    explained,
-    learned_places,
-    no_bend,
-    place,
-    place_states,
+from ragst_sd.retrieval.response_gates import (
+    GATE_FIELDS,
+    TRUST,
+    Gate,
+    Neighbors,
+    chosen_gates,
+    find_neighbors,
+    grid,
+    held_out_correlations,
+    relative_responses,
+    weigh,
 )
-from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, stack_of
-from ragst_sd.retrieval.response_stack import MEASURED, Stacked
-from ragst_sd.retrieval.responses import (
-    candidates,
-    cite,
-    familiar,
-    mean_response,
-    means_at,
-    patterns,
-    pool_mean,
-)
+from ragst_sd.retrieval.response_phi import clip_states, explained, fit_space, place_states
+from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, fit_stack, stack_of
+from ragst_sd.retrieval.response_stack import KINDS, MEASURED, Stacked
+from ragst_sd.retrieval.responses import cite, closed_rows, familiar, mean_response, pool_mean
 
-_NOBODY = -1e9
-# Kind of query, the fields of a gate, two trusts and a share.
-GATE_FIELDS = 8
-
-
-class Gate(NamedTuple):
-    """How candidates are weighed."""
-
-    penalty: float
-    """Of the regression B in phi."""
-    learned: float
-    """Share rho of B in phi."""
-    sharpness: float
-    reach: float
-    """Squared distance at which the null slot stands; infinite for none."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Neighbors:
-    """Candidates of each query, and what the weights are made from and applied to, for any state of its cells."""
-
-    rows: np.ndarray
-    """(q, K), -1 for none."""
-    distance: np.ndarray
-    """(q, K) squared distances of embeddings."""
-    learned: dict[float, Bend]
-    """Squared distances of what B makes of them, by penalty."""
-    explained: np.ndarray
-    """(q, 1) share of each query's embedding that the rows it may use span: how far all but their mean is trusted."""
-
-
-def find_neighbors(
-    parameters: Mapping[str, Any],
-    bank: Bank,
-    query: Query,
-    n_candidates: int,
-    penalties: tuple[float, ...],
-    teach: np.ndarray | None = None,
-) -> Neighbors:
-    """Stage 1, and the distances that stage 2 weighs.
+class ResponseRagOptions:
+    """Options of `rag` for responses to perturbations.
 
     Parameters
     ----------
+    n_components
+        Principal components of the embedding at most.
     penalties
-        Penalties of B to try.
-    teach
-        (q, m) rows that B is learned from for each query; those it may use if left out.
+        Penalties of the regression B to choose from.
+    sharpnesses
+        Sharpnesses of the gate to choose from.
+    rank, alpha
+        Of its bilinear part, as for `bilinear`.
     """
-    x, places = place(parameters, bank.key), place(parameters, query.key)
-    z = place_states(parameters, bank.screen.states[bank.sections])
-    found = candidates(bank, query, query.pool(bank), min(n_candidates, len(bank.key)))
-    rows = np.maximum(found.rows, 0)
-    learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
-    for queries, taught in patterns(query.eligible if teach is None else teach):
-        learned_at = learned_places(bank, x, z, places[queries], taught, penalties) if penalties else []
-        for penalty, (mine, theirs) in zip(penalties, learned_at, strict=True):
-            for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
-                whole[queries] = part
-    return Neighbors(
-        rows=found.rows,
-        distance=((places[:, None, :] - x[rows]) ** 2).sum(axis=2),
-        learned=learned,
-        explained=explained(bank, query)[:, None],
-    )
+
+    n_components: int = count(64)
+    penalties: tuple[float, ...] = numbers((0.1, 1.0, 10.0))
+    sharpnesses: tuple[float, ...] = numbers((0.5, 1.0, 2.0, 4.0, 8.0))
+    rank: int = count(10)
+    alpha: float = positive(0.1)
 
 
-def relative_responses(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
-    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
+def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
+    """Choose the gate and how far to trust it.
 
-    Means are taken over the rows that the query may use.
+    Returns
+    -------
+    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2
+    measured in other contexts; `ALONE` more where nothing is added to them), the fields of a `Gate`, trust in
+    `bilinear` and in retrieval, share; its `rank` and `alpha`. Of a single perturbation it is the mean.
     """
-    rows, at = np.maximum(rows, 0), np.arange(bank.sections.max() + 1)
-    centres = np.empty((*rows.shape, bank.values.shape[1]))
-    for queries, allowed in patterns(query.eligible):
-        means = means_at(bank.values[allowed], bank.sections[allowed], at)
-        centres[queries] = means[bank.sections[rows[queries]]]
-    # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
-    dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
-    return bank.values[rows] * dose[..., None] - centres
+    options = run.options
+    space = fit_space(bank, options.n_components)
+    lines: list[tuple[float, ...]] = []
+    tried: Any = None
+    # The gates follow the state of the cells, and compare embeddings.
+    compares = bank.screen.from_cells and bank.key.shape[1]
+    if compares and closed_rows(bank).all():
+        # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
+        logger.warning(
+            "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
+            "mean."
+        )
+        lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(MEASURED)]
+    elif compares and space["projection"].shape[1]:
+        # Embeddings that all point one way compare nothing.
+        tried = held_out_correlations(bank, run, space)
+        lines, gains = chosen_gates(bank, run, *tried)
+        for i, name in enumerate(KINDS[:MEASURED]):
+            trust = np.sum([np.multiply(line[-1], line[5:7]) for line in lines if line[0] == i], axis=0).tolist()
+            logger.info(
+                "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f "
+                "(standard error %.3f) over the mean of the others on held-out ones.",
+                name,
+                *trust,
+                *gains[i],
+            )
+    parameters = {
+        **space,
+        "rank": options.rank,
+        "alpha": options.alpha,
+        "n_candidates": run.n_candidates,
+        "gates": np.array(lines, dtype=np.float64).reshape(-1, GATE_FIELDS),
+    }
+
+    def gated(bank: Bank, query: Query) -> np.ndarray:
+        # Chosen anew without those asked about: on what a gate was chosen for, it looks better than it is.
+        others = np.array([bank.screen.perturbed[row] not in query.perturbed for row in tried[1]])
+        judges = others if others.any() else ~others
+        gates = chosen_gates(bank, run, *(part[..., judges] for part in tried))[0]
+        ready = prepare_rag({**parameters, "gates": np.array(gates)}, bank, query)
+        _, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
+        return answer.evidence + answer.adjustment - ready.level
+
+    stack = fit_stack(bank, run, gated=gated if lines else None)
+    return {**parameters, **stack, "gates": _shared(lines, stack["stack_gated"])}
 
 
-def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """(n, K) weights of the candidates of queries `line` in states (n, l).
-
-    What they lack to one is what the null slot took.
-    """
-    squared = (1 - gate.learned) ** 2 * neighbors.distance[line]
-    if gate.learned > 0:
-        squared = squared + gate.learned**2 * neighbors.learned[gate.penalty].at(line, z)
-    logits = np.where(neighbors.rows[line] >= 0, -gate.sharpness * squared, -np.inf)
-    # Of equally good ones the first are taken: the rows nearer in the embedding.
-    taken = np.argsort(-logits, axis=1, kind="stable")[:, :n_neighbors]
-    null = -gate.sharpness * gate.reach if np.isfinite(gate.reach) else _NOBODY
-    with_null = np.concatenate([np.take_along_axis(logits, taken, axis=1), np.full((len(logits), 1), null)], axis=1)
-    weights = np.zeros_like(logits)
-    np.put_along_axis(weights, taken, entmax(torch.as_tensor(with_null))[:, :-1].numpy(), axis=1)
-    return weights
+def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
+    """Lines of `gates` for queries that they answer alone, and with trusts times their share beside other parts."""
+    by_gates = np.array([(ALONE + line[0], *line[1:]) for line in lines]).reshape(-1, GATE_FIELDS)
+    measured = [(MEASURED, *line[1:]) for line in lines if line[0] == MEASURED - 1]
+    out = np.array([*lines, *measured], dtype=np.float64).reshape(-1, GATE_FIELDS)
+    for line in out:
+        line[5:7] *= shares[int(line[0])]
+    return np.concatenate([out, by_gates])
 
 
 def select_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
@@ -274,3 +262,16 @@ def _best(weights: np.ndarray, k: int) -> np.ndarray:
     np.put_along_axis(out, order, 0.0, axis=1)
     total = out.sum(axis=1, keepdims=True)
     return out * np.divide(weights.sum(axis=1, keepdims=True), total, out=np.ones_like(total), where=total > 0)
+
+
+RAG = Method(
+    ResponseRagOptions,
+    fit_rag,
+    select=select_rag,
+    answer=answer_rag,
+    prepare=prepare_rag,
+    once=stack_of,
+    n_neighbors=16,
+    n_candidates=128,
+    learns="settings",
+)

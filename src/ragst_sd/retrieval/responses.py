@@ -19,6 +19,11 @@ from ragst_sd.retrieval.projection import largest_positive
 from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
 
 _MAX_COMPONENTS = 128
+# Held-out rows to choose settings on, at most; with fewer of a kind, what was chosen on all of them serves.
+MAX_QUERIES, MIN_KIND = 256, 6
+# Rows that say nothing about accuracy hardly count.
+_LEAST_WEIGHT = 0.05
+_TINY = 1e-12
 
 
 def patterns(masks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -117,6 +122,17 @@ def ask_rows(bank: Bank, rows: np.ndarray, closed: np.ndarray) -> Query:
         contexts=bank.sections[rows],
         eligible=~closed[rows],
     )
+
+
+def reliance(bank: Bank, rows: np.ndarray) -> np.ndarray:
+    """(n,) how much each held-out row counts: by its reliability."""
+    return np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
+
+
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,) cosines of rows; zero where there is nothing."""
+    size = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return np.divide((first * second).sum(axis=1), size, out=np.zeros(len(size)), where=size > _TINY)
 
 
 def shape_halves(bank: Bank, n_components: int | None = _MAX_COMPONENTS) -> tuple[Bank, Bank]:

@@ -135,7 +135,7 @@ def perturb(
     pairs = [(name, context) for name in names for context in asked.states]
     show = settings.progress if progress is None else progress
     of_pairs, learned_from = respond(task, pairs, asked.states, progress=show)
-    header = task.header(learned_from, context_key, asked.gene_overlap)
+    header = task.header(learned_from, context_key) | {_keys.GENE_OVERLAP: asked.gene_overlap}
     return _table(task, asked, known, pairs, of_pairs, header)
 
 

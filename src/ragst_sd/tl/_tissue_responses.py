@@ -140,25 +140,17 @@ class SpotStates:
         return np.array([known.get(str(name), everywhere) for name in names]), codes
 
 
-def remoteness(
-    sets: sp.csr_matrix, values: np.ndarray, at: np.ndarray, header: ScreenHeader, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def remoteness(spots: SpotStates, rng: np.random.Generator) -> dict[str, np.ndarray]:
     r"""Distance of states from the nearest context of the screen, beside that of sets of as many of its own controls.
 
     .. math:: d(s) = \min_c \sqrt{\tfrac1G \sum_g (s_g - m_{cg})^2 / \sigma_{cg}^2}
 
     with the mean and standard deviation of the controls of a context. The threshold is the 98th percentile of the
     distances of random sets of controls from their own context. Given are the fields of a table that say so.
-
-    Parameters
-    ----------
-    sets
-        (n, n) averages over a spot and those around it.
-    values
-        (n, g) expression; NaN is left aside.
     """
+    header, at = spots.header, spots.at
     # As they are: centring would hide how far they lie.
-    states, size = mean_states(sets, values), sets[0].nnz
+    states, size = mean_states(spots.sets, spots.values), spots.sets[0].nnz
     cells = dense(header.controls["values"])[:, at]
     of_cell = np.asarray(header.controls["context"]).astype(str)
     means = header.states[:, at]

@@ -1,0 +1,246 @@
+"""The gates of `rag`: how candidates are weighed, and how far a gate is trusted, as held-out perturbations allow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from ragst_sd.retrieval.bank import Bank, Query, Run
+from ragst_sd.retrieval.gate import entmax
+from ragst_sd.retrieval.response_baselines import bilinear
+from ragst_sd.retrieval.response_phi import (
+    Bend,
+    bend,
+    doses,
+    explained,
+    learned_places,
+    no_bend,
+    place,
+    place_states,
+)
+from ragst_sd.retrieval.response_stack import MEASURED
+from ragst_sd.retrieval.responses import (
+    MAX_QUERIES,
+    MIN_KIND,
+    ask_rows,
+    candidates,
+    closed_rows,
+    familiar,
+    means_at,
+    patterns,
+    pool_mean,
+    reliance,
+    shape_halves,
+)
+
+# Kind of query, the fields of a gate, two trusts and a share.
+GATE_FIELDS = 8
+_NOBODY = -1e9
+# Beside none at all.
+_LEARNED = (0.5, 1.0)
+_REACH = (np.inf, 1.0)
+_STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
+TRUST = tuple((line, retrieval) for line, retrieval in product(_STEPS, repeat=2) if line + retrieval <= 1)
+"""Shares of `bilinear` and of retrieval; the mean has the rest. The first one is the mean alone."""
+_MAX_FOLDS = 64
+_MAX_GATES, _SOFTNESS, _LEAST_SHARE = 16, 0.02, 0.01
+
+
+class Gate(NamedTuple):
+    """How candidates are weighed."""
+
+    penalty: float
+    """Of the regression B in phi."""
+    learned: float
+    """Share rho of B in phi."""
+    sharpness: float
+    reach: float
+    """Squared distance at which the null slot stands; infinite for none."""
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Candidates of each query, and what the weights are made from and applied to, for any state of its cells."""
+
+    rows: np.ndarray
+    """(q, K), -1 for none."""
+    distance: np.ndarray
+    """(q, K) squared distances of embeddings."""
+    learned: dict[float, Bend]
+    """Squared distances of what B makes of them, by penalty."""
+    explained: np.ndarray
+    """(q, 1) share of each query's embedding that the rows it may use span: how far all but their mean is trusted."""
+
+
+def find_neighbors(
+    parameters: Mapping[str, Any],
+    bank: Bank,
+    query: Query,
+    n_candidates: int,
+    penalties: tuple[float, ...],
+    teach: np.ndarray | None = None,
+) -> Neighbors:
+    """Stage 1, and the distances that stage 2 weighs.
+
+    Parameters
+    ----------
+    penalties
+        Penalties of B to try.
+    teach
+        (q, m) rows that B is learned from for each query; those it may use if left out.
+    """
+    x, places = place(parameters, bank.key), place(parameters, query.key)
+    z = place_states(parameters, bank.screen.states[bank.sections])
+    found = candidates(bank, query, query.pool(bank), min(n_candidates, len(bank.key)))
+    rows = np.maximum(found.rows, 0)
+    learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
+    for queries, taught in patterns(query.eligible if teach is None else teach):
+        learned_at = learned_places(bank, x, z, places[queries], taught, penalties) if penalties else []
+        for penalty, (mine, theirs) in zip(penalties, learned_at, strict=True):
+            for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
+                whole[queries] = part
+    return Neighbors(
+        rows=found.rows,
+        distance=((places[:, None, :] - x[rows]) ** 2).sum(axis=2),
+        learned=learned,
+        explained=explained(bank, query)[:, None],
+    )
+
+
+def relative_responses(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
+    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
+
+    Means are taken over the rows that the query may use.
+    """
+    rows, at = np.maximum(rows, 0), np.arange(bank.sections.max() + 1)
+    centres = np.empty((*rows.shape, bank.values.shape[1]))
+    for queries, allowed in patterns(query.eligible):
+        means = means_at(bank.values[allowed], bank.sections[allowed], at)
+        centres[queries] = means[bank.sections[rows[queries]]]
+    # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
+    dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
+    return bank.values[rows] * dose[..., None] - centres
+
+
+def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
+    """(n, K) weights of the candidates of queries `line` in states (n, l).
+
+    What they lack to one is what the null slot took.
+    """
+    squared = (1 - gate.learned) ** 2 * neighbors.distance[line]
+    if gate.learned > 0:
+        squared = squared + gate.learned**2 * neighbors.learned[gate.penalty].at(line, z)
+    logits = np.where(neighbors.rows[line] >= 0, -gate.sharpness * squared, -np.inf)
+    # Of equally good ones the first are taken: the rows nearer in the embedding.
+    taken = np.argsort(-logits, axis=1, kind="stable")[:, :n_neighbors]
+    null = -gate.sharpness * gate.reach if np.isfinite(gate.reach) else _NOBODY
+    with_null = np.concatenate([np.take_along_axis(logits, taken, axis=1), np.full((len(logits), 1), null)], axis=1)
+    weights = np.zeros_like(logits)
+    np.put_along_axis(weights, taken, entmax(torch.as_tensor(with_null))[:, :-1].numpy(), axis=1)
+    return weights
+
+
+def grid(options: Any) -> list[Gate]:
+    """Gates to choose from, by the options of `rag`."""
+    spaces = [(1.0, 0.0), *product(options.penalties, _LEARNED)]
+    return [
+        Gate(float(penalty), float(learned), float(sharpness), float(reach))
+        for (penalty, learned), sharpness, reach in product(spaces, options.sharpnesses, _REACH)
+    ]
+
+
+def held_out_correlations(bank: Bank, run: Run, space: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Correlation over genes of held-out responses with their truth, for every gate and every trust.
+
+    Returns
+    -------
+    (gates, trusts, q) correlations, averaged over the two ways in which one half of the controls teaches and the other
+    one is the truth; the (q,) rows; and whether each of them has measured relatives.
+    """
+    options, closed = run.options, closed_rows(bank)
+    rows = np.flatnonzero((~closed).any(axis=1))
+    if len(rows) > MAX_QUERIES:
+        rows = rows[np.linspace(0, len(rows) - 1, MAX_QUERIES).astype(int)]
+    asked = ask_rows(bank, rows, closed)
+    groups, fold = np.unique(bank.folds[rows], return_inverse=True)
+    fold = fold % min(_MAX_FOLDS, len(groups))
+    teach = ~np.array([closed[rows[fold == code]].any(axis=0) for code in fold])
+    teach[~teach.any(axis=1)] = asked.eligible[~teach.any(axis=1)]
+    gates, every = grid(options), np.arange(len(rows))
+    total = np.zeros((len(gates), len(TRUST), len(rows)))
+    shaped = shape_halves(bank)
+    mix = np.array([(1.0, *trust) for trust in TRUST])
+    for taught, measured in (shaped, shaped[::-1]):
+        truth = measured.values[rows]
+        neighbors = find_neighbors(space, taught, asked, run.n_candidates, tuple(options.penalties), teach)
+        z = place_states(space, asked.states(taught))
+        line = bilinear({"rank": options.rank, "alpha": options.alpha}, taught, asked)
+        level = pool_mean(taught, asked)
+        relative = relative_responses(taught, asked, neighbors.rows)
+        slope = neighbors.explained * (line.evidence + line.adjustment - level)
+        for i, gate in enumerate(gates):
+            weights = neighbors.explained * weigh(neighbors, gate, run.n_neighbors, every, z)
+            parts = np.stack([level, slope, (weights[:, None, :] @ relative)[:, 0]], axis=1)
+            total[i] += _correlations(parts, truth, mix)
+    return total / 2, rows, familiar(bank, asked)
+
+
+def _correlations(parts: np.ndarray, truth: np.ndarray, mix: np.ndarray) -> np.ndarray:
+    """(t, q) cosines of the mixtures (t, 3) of parts (q, 3, p) with the truth (q, p); zero where there is nothing."""
+    products = parts @ parts.transpose(0, 2, 1)
+    size = np.sqrt(np.maximum(np.einsum("ta,qab,tb->tq", mix, products, mix), 0)) * np.linalg.norm(truth, axis=1)
+    along = np.einsum("ta,qap,qp->tq", mix, parts, truth, optimize=True)
+    return np.divide(along, size, out=np.zeros_like(size), where=size > 1e-12)
+
+
+def chosen_gates(
+    bank: Bank, run: Run, correlation: np.ndarray, rows: np.ndarray, kind: np.ndarray
+) -> tuple[list[tuple[float, ...]], list[tuple[float, float]]]:
+    """Lines of `gates`, and gain and error of either kind, from what :func:`held_out_correlations` says."""
+    gates, gains = grid(run.options), []
+    lines: list[tuple[float, ...]] = []
+    weight = reliance(bank, rows)
+    for code in range(MEASURED):
+        of_kind = kind == code
+        of_kind = of_kind if of_kind.sum() >= MIN_KIND else np.ones_like(of_kind)
+        places, shares, gain, error = choose(correlation[:, :, of_kind], weight[of_kind])
+        for (gate, trust), share in zip(places, shares.tolist(), strict=True):
+            lines.append((code, *gates[gate], *TRUST[trust], share))
+        gains.append((gain, error))
+    return lines, gains
+
+
+def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, float, float]:
+    r"""Gates and trusts by their gain over the mean of the others, less one standard error, and their shares.
+
+    The mean itself gains nothing and has no error: where nothing is above its own error, it has the largest share.
+    Shares are
+    :math:`\pi \propto \exp(l / 0.02)` with l the gain less its error; the 16 largest count.
+
+    Parameters
+    ----------
+    correlation
+        (gates, trusts, q).
+    weight
+        (q,) how much a held-out row counts.
+
+    Returns
+    -------
+    Places (gate, trust), their shares, and gain and standard error of the first.
+    """
+    gain = (correlation - correlation[:1, :1]) * (weight / weight.mean())
+    mean, error = gain.mean(axis=2), gain.std(axis=2) / np.sqrt(gain.shape[2])
+    # All gates are the same where nothing is retrieved, and count once.
+    bound = (mean - error).copy()
+    bound[1:, [i for i, (_, trust) in enumerate(TRUST) if trust == 0]] = -np.inf
+    best = np.argsort(-bound, axis=None, kind="stable")[:_MAX_GATES]
+    share = np.exp((bound.ravel()[best] - bound.max()) / _SOFTNESS)
+    best, share = best[share > _LEAST_SHARE], share[share > _LEAST_SHARE]
+    gates, trusts = np.unravel_index(best, bound.shape)
+    places = list(zip(gates.tolist(), trusts.tolist(), strict=True))
+    return places, share / share.sum(), float(mean[places[0]]), float(error[places[0]])
