@@ -110,15 +110,16 @@ def read_source(
     require_unique(table.obs_names, f"names of spots of `{where}`", "Make them unique.")
     xy, index = element_centers(sdata, region)
     xy = xy[rows_in_order(table, table_key, region, index)]
-    rows = chosen_spots(table, spots, where)
-    if not is_predicted(table):
-        expressed, about = _measured(table, where, rows, task.bank, layer, unit)
-    elif layer is None and unit == "counts":
-        expressed, about = _predicted(table, table_key, rows, task.bank)
-    else:
+    from_image = is_predicted(table)
+    if from_image and (layer is not None or unit != "counts"):
         raise ValueError(
             f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         )
+    rows = chosen_spots(table, spots, where)
+    if from_image:
+        expressed, about = _predicted(table, table_key, rows, task.bank)
+    else:
+        expressed, about = _measured(table, where, rows, task.bank, layer, unit)
     lost = len(rows) - len(expressed)
     if lost == len(rows):
         raise ValueError(f"None of the {lost} spots of `{where}` has expression of the screen's genes.")
@@ -177,7 +178,9 @@ def _predicted(table: AnnData, table_key: str, rows: np.ndarray, bank: Bank) -> 
     values = dense(table.X).astype(np.float64)[rows]
     finite = np.isfinite(values).any(axis=1)
     rows, values = rows[finite], values[finite]
-    at = _places(names, shared)
+    # Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`.
+    known, first = np.unique(names, return_index=True)
+    at = first[np.searchsorted(known, shared)]
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         raise ValueError(
@@ -206,12 +209,6 @@ def _predicted(table: AnnData, table_key: str, rows: np.ndarray, bank: Bank) -> 
         about["limits"] = np.array([_rescaled(dense(end).astype(np.float64)[rows][:, at], scale) for end in ends])
         about["header"][_keys.INTERVAL_LEVEL] = float(header[_keys.INTERVAL_LEVEL])
     return rows, about
-
-
-def _places(names: list[str], shared: list[str]) -> list[int]:
-    """Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`."""
-    first = {gene: place for place, gene in reversed(list(enumerate(names)))}
-    return [first[gene] for gene in shared]
 
 
 def _scale(
