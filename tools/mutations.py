@@ -239,14 +239,14 @@ MUTATIONS = (
     ),
     Mutation(
         "dose inverted",
-        "response_gates.py",
+        "response_phi.py",
         "doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]",
         "doses(bank.screen.perturbed)[rows] / doses(query.perturbed)[:, None]",
         "response_rag",
     ),
     Mutation(
         "mean of a context over all of its rows",
-        "response_gates.py",
+        "response_phi.py",
         "means_at(bank.values[allowed], bank.sections[allowed], at)",
         "means_at(bank.values, bank.sections, at)",
         "response_rag",

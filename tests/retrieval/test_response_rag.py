@@ -12,16 +12,8 @@ from ragst_sd.retrieval import response_rag
 from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_baselines import choose_alpha
-from ragst_sd.retrieval.response_gates import (
-    TRUST,
-    Gate,
-    Neighbors,
-    choose,
-    held_out_correlations,
-    relative_responses,
-    weigh,
-)
-from ragst_sd.retrieval.response_phi import bend, fit_space, no_bend
+from ragst_sd.retrieval.response_gates import TRUST, Gate, choose, held_out_correlations, weigh
+from ragst_sd.retrieval.response_phi import Neighbors, bend, fit_space, no_bend, relative_responses
 from ragst_sd.retrieval.response_rag import ResponseRagOptions, _best, fit_rag
 from ragst_sd.retrieval.responses import closed_rows
 

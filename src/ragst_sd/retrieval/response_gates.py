@@ -3,36 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from ragst_sd.retrieval.bank import Bank, Query, Run
+from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_baselines import bilinear
-from ragst_sd.retrieval.response_phi import (
-    Bend,
-    bend,
-    doses,
-    explained,
-    learned_places,
-    no_bend,
-    place,
-    place_states,
-)
+from ragst_sd.retrieval.response_phi import Neighbors, find_neighbors, place_states, relative_responses
 from ragst_sd.retrieval.response_stack import MEASURED
 from ragst_sd.retrieval.responses import (
     MAX_QUERIES,
     MIN_KIND,
     ask_rows,
-    candidates,
     closed_rows,
     familiar,
-    means_at,
-    patterns,
     pool_mean,
     reliance,
     shape_halves,
@@ -61,70 +48,6 @@ class Gate(NamedTuple):
     sharpness: float
     reach: float
     """Squared distance at which the null slot stands; infinite for none."""
-
-
-@dataclass(frozen=True)
-class Neighbors:
-    """Candidates of each query, and what the weights are made from and applied to, for any state of its cells."""
-
-    rows: np.ndarray
-    """(q, K), -1 for none."""
-    distance: np.ndarray
-    """(q, K) squared distances of embeddings."""
-    learned: dict[float, Bend]
-    """Squared distances of what B makes of them, by penalty."""
-    explained: np.ndarray
-    """(q, 1) share of each query's embedding that the rows it may use span: how far all but their mean is trusted."""
-
-
-def find_neighbors(
-    parameters: Mapping[str, Any],
-    bank: Bank,
-    query: Query,
-    n_candidates: int,
-    penalties: tuple[float, ...],
-    teach: np.ndarray | None = None,
-) -> Neighbors:
-    """Stage 1, and the distances that stage 2 weighs.
-
-    Parameters
-    ----------
-    penalties
-        Penalties of B to try.
-    teach
-        (q, m) rows that B is learned from for each query; those it may use if left out.
-    """
-    x, places = place(parameters, bank.key), place(parameters, query.key)
-    z = place_states(parameters, bank.screen.states[bank.sections])
-    found = candidates(bank, query, query.pool(bank), min(n_candidates, len(bank.key)))
-    rows = np.maximum(found.rows, 0)
-    learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
-    for queries, taught in patterns(query.eligible if teach is None else teach):
-        learned_at = learned_places(bank, x, z, places[queries], taught, penalties) if penalties else []
-        for penalty, (mine, theirs) in zip(penalties, learned_at, strict=True):
-            for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
-                whole[queries] = part
-    return Neighbors(
-        rows=found.rows,
-        distance=((places[:, None, :] - x[rows]) ** 2).sum(axis=2),
-        learned=learned,
-        explained=explained(bank, query)[:, None],
-    )
-
-
-def relative_responses(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
-    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
-
-    Means are taken over the rows that the query may use.
-    """
-    rows, at = np.maximum(rows, 0), np.arange(bank.sections.max() + 1)
-    centres = np.empty((*rows.shape, bank.values.shape[1]))
-    for queries, allowed in patterns(query.eligible):
-        means = means_at(bank.values[allowed], bank.sections[allowed], at)
-        centres[queries] = means[bank.sections[rows[queries]]]
-    # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
-    dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
-    return bank.values[rows] * dose[..., None] - centres
 
 
 def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:

@@ -30,15 +30,20 @@ from ragst_sd.retrieval.response_gates import (
     GATE_FIELDS,
     TRUST,
     Gate,
-    Neighbors,
     chosen_gates,
-    find_neighbors,
     grid,
     held_out_correlations,
-    relative_responses,
     weigh,
 )
-from ragst_sd.retrieval.response_phi import clip_states, explained, fit_space, place_states
+from ragst_sd.retrieval.response_phi import (
+    Neighbors,
+    clip_states,
+    explained,
+    find_neighbors,
+    fit_space,
+    place_states,
+    relative_responses,
+)
 from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, fit_stack, stack_of
 from ragst_sd.retrieval.response_stack import KINDS, MEASURED, Stacked
 from ragst_sd.retrieval.responses import cite, closed_rows, familiar, mean_response, pool_mean
