@@ -25,8 +25,6 @@ from ragst_sd.retrieval.responses import (
     shape_halves,
 )
 
-# Kind of query, the fields of a gate, two trusts and a share.
-GATE_FIELDS = 8
 _NOBODY = -1e9
 # Beside none at all.
 _LEARNED = (0.5, 1.0)
@@ -48,6 +46,16 @@ class Gate(NamedTuple):
     sharpness: float
     reach: float
     """Squared distance at which the null slot stands; infinite for none."""
+    line: float = 0.0
+    """Trust in `bilinear`."""
+    retrieval: float = 0.0
+    """Trust in the weighed candidates."""
+    share: float = 1.0
+    """Among the gates of a kind of query."""
+
+
+GATE_FIELDS = 1 + len(Gate._fields)
+"""Of a line of a fit: the kind of query, and those of its gate."""
 
 
 def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -123,19 +131,20 @@ def _correlations(parts: np.ndarray, truth: np.ndarray, mix: np.ndarray) -> np.n
 
 def chosen_gates(
     bank: Bank, run: Run, correlation: np.ndarray, rows: np.ndarray, kind: np.ndarray
-) -> tuple[list[tuple[float, ...]], list[tuple[float, float]]]:
-    """Lines of `gates`, and gain and error of either kind, from what :func:`held_out_correlations` says."""
+) -> tuple[list[tuple[int, Gate]], list[tuple[float, float]]]:
+    """Gates with the kind of query that each is for, and gain and error of either kind, from what :func:`held_out_correlations` says."""
     gates, gains = grid(run.options), []
-    lines: list[tuple[float, ...]] = []
+    chosen: list[tuple[int, Gate]] = []
     weight = reliance(bank, rows)
     for code in range(MEASURED):
         of_kind = kind == code
         of_kind = of_kind if of_kind.sum() >= MIN_KIND else np.ones_like(of_kind)
         places, shares, gain, error = choose(correlation[:, :, of_kind], weight[of_kind])
         for (gate, trust), share in zip(places, shares.tolist(), strict=True):
-            lines.append((code, *gates[gate], *TRUST[trust], share))
+            line, retrieval = TRUST[trust]
+            chosen.append((code, gates[gate]._replace(line=line, retrieval=retrieval, share=share)))
         gains.append((gain, error))
-    return lines, gains
+    return chosen, gains
 
 
 def choose(correlation: np.ndarray, weight: np.ndarray) -> tuple[list[tuple[int, int]], np.ndarray, float, float]:

@@ -28,7 +28,6 @@ from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_gates import (
     GATE_FIELDS,
-    TRUST,
     Gate,
     chosen_gates,
     grid,
@@ -80,12 +79,12 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
     Returns
     -------
     Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2
-    measured in other contexts; `ALONE` more where nothing is added to them), the fields of a `Gate`, trust in
-    `bilinear` and in retrieval, share; its `rank` and `alpha`. Of a single perturbation it is the mean.
+    measured in other contexts; `ALONE` more where nothing is added to them) and the fields of a `Gate`; `rank` and
+    `alpha` of `bilinear`. Of a single perturbation it is the mean.
     """
     options = run.options
     space = fit_space(bank, options.n_components)
-    lines: list[tuple[float, ...]] = []
+    gates: list[tuple[int, Gate]] = []
     tried: Any = None
     # The gates follow the state of the cells, and compare embeddings.
     compares = bank.screen.from_cells and bank.key.shape[1]
@@ -95,18 +94,19 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
             "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
             "mean."
         )
-        lines = [(code, *grid(options)[0], *TRUST[0], 1.0) for code in range(MEASURED)]
+        gates = [(code, grid(options)[0]) for code in range(MEASURED)]
     elif compares and space["projection"].shape[1]:
         # Embeddings that all point one way compare nothing.
         tried = held_out_correlations(bank, run, space)
-        lines, gains = chosen_gates(bank, run, *tried)
+        gates, gains = chosen_gates(bank, run, *tried)
         for i, name in enumerate(KINDS[:MEASURED]):
-            trust = np.sum([np.multiply(line[-1], line[5:7]) for line in lines if line[0] == i], axis=0).tolist()
+            of_kind = [gate for kind, gate in gates if kind == i]
             logger.info(
                 "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f "
                 "(standard error %.3f) over the mean of the others on held-out ones.",
                 name,
-                *trust,
+                sum(gate.share * gate.line for gate in of_kind),
+                sum(gate.share * gate.retrieval for gate in of_kind),
                 *gains[i],
             )
     parameters = {
@@ -114,30 +114,35 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
         "rank": options.rank,
         "alpha": options.alpha,
         "n_candidates": run.n_candidates,
-        "gates": np.array(lines, dtype=np.float64).reshape(-1, GATE_FIELDS),
+        "gates": _lines(gates),
     }
 
     def gated(bank: Bank, query: Query) -> np.ndarray:
         # Chosen anew without those asked about: on what a gate was chosen for, it looks better than it is.
         others = np.array([bank.screen.perturbed[row] not in query.perturbed for row in tried[1]])
         judges = others if others.any() else ~others
-        gates = chosen_gates(bank, run, *(part[..., judges] for part in tried))[0]
-        ready = prepare_rag({**parameters, "gates": np.array(gates)}, bank, query)
+        anew = chosen_gates(bank, run, *(part[..., judges] for part in tried))[0]
+        ready = prepare_rag({**parameters, "gates": _lines(anew)}, bank, query)
         _, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
         return answer.evidence + answer.adjustment - ready.level
 
-    stack = fit_stack(bank, run, gated=gated if lines else None)
-    return {**parameters, **stack, "gates": _shared(lines, stack["stack_gated"])}
+    stack = fit_stack(bank, run, gated=gated if gates else None)
+    return {**parameters, **stack, "gates": _shared(gates, stack["stack_gated"])}
 
 
-def _shared(lines: list[tuple[float, ...]], shares: np.ndarray) -> np.ndarray:
-    """Lines of `gates` for queries that they answer alone, and with trusts times their share beside other parts."""
-    by_gates = np.array([(ALONE + line[0], *line[1:]) for line in lines]).reshape(-1, GATE_FIELDS)
-    measured = [(MEASURED, *line[1:]) for line in lines if line[0] == MEASURED - 1]
-    out = np.array([*lines, *measured], dtype=np.float64).reshape(-1, GATE_FIELDS)
-    for line in out:
-        line[5:7] *= shares[int(line[0])]
-    return np.concatenate([out, by_gates])
+def _shared(gates: list[tuple[int, Gate]], shares: np.ndarray) -> np.ndarray:
+    """Lines of gates with trusts times their share beside other parts, and of those that answer queries alone."""
+    measured = [(MEASURED, gate) for kind, gate in gates if kind == MEASURED - 1]
+    beside = [
+        (kind, gate._replace(line=gate.line * shares[kind], retrieval=gate.retrieval * shares[kind]))
+        for kind, gate in [*gates, *measured]
+    ]
+    return _lines([*beside, *((ALONE + kind, gate) for kind, gate in gates)])
+
+
+def _lines(gates: list[tuple[int, Gate]]) -> np.ndarray:
+    """Gates as a fit keeps them, each with its kind of query."""
+    return np.array([(kind, *gate) for kind, gate in gates], dtype=np.float64).reshape(-1, GATE_FIELDS)
 
 
 def select_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
@@ -167,7 +172,7 @@ def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Read
         alone = by_gates_alone(parameters, bank, query)
         kind = np.where(alone, ALONE + kind, np.where(stacked.measured, MEASURED, kind))
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
-    penalties = tuple(sorted({gate.penalty for of_kind in gates.values() for gate, *_ in of_kind if gate.learned > 0}))
+    penalties = tuple(sorted({gate.penalty for of_kind in gates.values() for gate in of_kind if gate.learned > 0}))
     if any(gates.values()):
         neighbors = find_neighbors(parameters, bank, query, int(parameters["n_candidates"]), penalties)
     else:
@@ -186,7 +191,7 @@ class ReadyRag:
     neighbors: Neighbors
     kind: np.ndarray
     """(q,) 1 for queries with measured relatives."""
-    gates: dict[int, list[tuple[Gate, float, float, float]]]
+    gates: dict[int, list[Gate]]
     stacked: Stacked | None = None
     """What the stack adds; `None` in fits of earlier releases."""
 
@@ -200,7 +205,7 @@ class ReadyRag:
         """(q, g) the mean of the pool and, as far as these are trusted, what bilinear regression and the stack add."""
         out = self.level.copy()
         for code, gates in self.gates.items():
-            at, trust = np.flatnonzero(self.kind == code), sum(share * line for _, line, _, share in gates)
+            at, trust = np.flatnonzero(self.kind == code), sum(gate.share * gate.line for gate in gates)
             if trust:
                 line = bilinear(self.parameters, self.bank, self.query.some(at))
                 out[at] += trust * self.neighbors.explained[at] * (line.evidence + line.adjustment - out[at])
@@ -248,16 +253,17 @@ class ReadyRag:
         trusted = np.zeros((len(line), self.neighbors.rows.shape[1]))
         for code, gates in self.gates.items():
             at = np.flatnonzero(self.kind[line] == code)
-            for gate, _, trust, share in gates:
-                if trust and len(at):
-                    trusted[at] += share * trust * weigh(self.neighbors, gate, self.query.n_neighbors, line[at], z[at])
+            for gate in gates:
+                if gate.retrieval and len(at):
+                    weights = weigh(self.neighbors, gate, self.query.n_neighbors, line[at], z[at])
+                    trusted[at] += gate.share * gate.retrieval * weights
         return self.neighbors.explained[line] * _best(trusted, self.query.n_neighbors)
 
 
-def _gates(parameters: Mapping[str, Any], kind: int) -> list[tuple[Gate, float, float, float]]:
-    """Gates of a kind of query, each with its trust in regression, in retrieval, and its share."""
+def _gates(parameters: Mapping[str, Any], kind: int) -> list[Gate]:
+    """Gates of a kind of query."""
     lines = np.asarray(parameters["gates"], dtype=np.float64).reshape(-1, GATE_FIELDS)
-    return [(Gate(*line[1:5].tolist()), *line[5:].tolist()) for line in lines[lines[:, 0] == kind]]
+    return [Gate(*line[1:].tolist()) for line in lines[lines[:, 0] == kind]]
 
 
 def _best(weights: np.ndarray, k: int) -> np.ndarray:
