@@ -20,7 +20,7 @@ from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, fit_net, net_from_arrays
 from ragst_sd.retrieval.pt_rag_responses import fit_responses, select_responses
 from ragst_sd.retrieval.response_phi import place
-from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, mean_response, select, shortened
+from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, divided, select, shortened
 from ragst_sd.retrieval.search import Candidates, unit_rows
 
 logger = logging.getLogger(__name__)
@@ -239,9 +239,7 @@ def answer_pt_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selectio
     Evidence is that of the rows it took, or all of it where it took none.
     """
     response = np.asarray(selection.response)
-    cites = selection.weights.any(axis=1, keepdims=True)
-    evidence = np.where(cites, mean_response(bank, selection), response)
-    return Answer(evidence, response - evidence)
+    return divided(bank, selection, response, response)
 
 
 def predict_sets(

@@ -30,7 +30,6 @@ from ragst_sd.retrieval.response_gates import (
     GATE_FIELDS,
     Gate,
     chosen_gates,
-    grid,
     held_out_correlations,
     weigh,
 )
@@ -45,7 +44,7 @@ from ragst_sd.retrieval.response_phi import (
 )
 from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, fit_stack, stack_of
 from ragst_sd.retrieval.response_stack import KINDS, MEASURED, Stacked
-from ragst_sd.retrieval.responses import cite, closed_rows, familiar, mean_response, pool_mean
+from ragst_sd.retrieval.responses import cite, closed_rows, divided, familiar, pool_mean
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +93,6 @@ def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
             "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
             "mean."
         )
-        gates = [(code, grid(options)[0]) for code in range(MEASURED)]
     elif compares and space["projection"].shape[1]:
         # Embeddings that all point one way compare nothing.
         tried = held_out_correlations(bank, run, space)
@@ -160,9 +158,7 @@ def answer_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) 
 
 def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.ndarray, share: np.ndarray) -> Answer:
     """The response as evidence, the mean of the pool where nobody is cited, and the rest."""
-    cites = selection.weights.any(axis=1, keepdims=True)
-    evidence = np.where(cites, mean_response(bank, selection), level)
-    return Answer(evidence, response - evidence, explained=share if bank.key.shape[1] else None)
+    return divided(bank, selection, response, level)._replace(explained=share if bank.key.shape[1] else None)
 
 
 def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> ReadyRag:

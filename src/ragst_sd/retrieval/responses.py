@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
+from ragst_sd.retrieval.gate import normalised
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.projection import largest_positive
 from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
@@ -86,6 +87,13 @@ def cited_response(parameters: Mapping[str, Any], bank: Bank, selection: Selecti
     """What the cited rows say, and nothing beside it."""
     evidence = mean_response(bank, selection)
     return Answer(evidence, np.zeros_like(evidence))
+
+
+def divided(bank: Bank, selection: Selection, response: np.ndarray, otherwise: np.ndarray) -> Answer:
+    """A response as evidence, which is `otherwise` where nobody is cited, and the rest."""
+    cites = selection.weights.any(axis=1, keepdims=True)
+    evidence = np.where(cites, mean_response(bank, selection), otherwise)
+    return Answer(evidence, response - evidence)
 
 
 def shortened(selection: Selection, k: int) -> Selection:
@@ -229,7 +237,5 @@ def cite(bank: Bank, query: Query, weights: np.ndarray) -> Selection:
     """The rows with the largest of (q, m) weights, as shares of what is cited."""
     rows = np.argsort(-weights, axis=1, kind="stable")[:, : query.n_neighbors]
     weights = np.take_along_axis(weights, rows, axis=1)
-    total = weights.sum(axis=1, keepdims=True)
     rows = np.where(weights > 0, rows, -1)
-    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    return Selection(query.key, rows, share, distances_to(bank, query, rows), query=query, strength=total)
+    return Selection(query.key, rows, normalised(weights), distances_to(bank, query, rows), query=query)
