@@ -178,9 +178,7 @@ def _predicted(table: AnnData, table_key: str, rows: np.ndarray, bank: Bank) -> 
     values = dense(table.X).astype(np.float64)[rows]
     finite = np.isfinite(values).any(axis=1)
     rows, values = rows[finite], values[finite]
-    # Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`.
-    known, first = np.unique(names, return_index=True)
-    at = first[np.searchsorted(known, shared)]
+    at = _places(names, shared)
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         raise ValueError(
@@ -209,6 +207,12 @@ def _predicted(table: AnnData, table_key: str, rows: np.ndarray, bank: Bank) -> 
         about["limits"] = np.array([_rescaled(dense(end).astype(np.float64)[rows][:, at], scale) for end in ends])
         about["header"][_keys.INTERVAL_LEVEL] = float(header[_keys.INTERVAL_LEVEL])
     return rows, about
+
+
+def _places(names: list[str], shared: list[str]) -> list[int]:
+    """Where each shared gene is first in the table, which the screen may name otherwise than its `var_names`."""
+    first = {gene: place for place, gene in reversed(list(enumerate(names)))}
+    return [first[gene] for gene in shared]
 
 
 def _scale(
