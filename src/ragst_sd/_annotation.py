@@ -15,6 +15,7 @@ from spatialdata.models import TableModel
 
 from ragst_sd import _keys
 from ragst_sd._elements import centers_in_pixels, resolve_shapes
+from ragst_sd._fields import holds_responses
 from ragst_sd._validate import listing, only_one, require_key, require_unique
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,26 @@ def is_predicted(table: AnnData) -> bool:
     """Whether `rg.tl.predict` made a table."""
     header = table.uns.get(_keys.RETRIEVAL)
     return isinstance(header, dict) and "schema_version" in header and "reference_hash" in header
+
+
+def check_key_added(sdata: SpatialData, key_added: str, *, responses: bool = False) -> None:
+    """Raise a `ValueError` for a name that is not legal, or that anything but an earlier prediction has."""
+    if sanitize_name(key_added) != key_added:
+        raise ValueError(
+            f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
+        )
+    if key_added in sdata.tables:
+        table = sdata.tables[key_added]
+        if not is_predicted(table) or (responses and not holds_responses(table.uns[_keys.RETRIEVAL])):
+            maker = "perturb" if responses else "predict"
+            raise ValueError(
+                f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.{maker}`; it is not replaced. "
+                "Choose another name with `key_added=`."
+            )
+        return
+    taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
+    if taken:
+        raise ValueError(f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one.")
 
 
 def annotating_tables(sdata: SpatialData, shapes_key: str) -> list[str]:

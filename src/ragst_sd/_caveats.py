@@ -10,7 +10,8 @@ import yaml
 from jinja2 import Template
 
 from ragst_sd._page import Markdown, environment, read_text
-from ragst_sd._results import MIN_CV_PEARSON, MOST_UNLIKE
+from ragst_sd._results import MIN_CV_PEARSON
+from ragst_sd.retrieval.grounding import MOST_UNLIKE
 
 # With fewer, accuracy on a new donor is hardly known.
 FEW_DONORS = 5

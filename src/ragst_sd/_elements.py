@@ -18,7 +18,7 @@ from spatialdata.transformations import Scale, get_transformation
 from xarray import DataArray
 
 from ragst_sd import _keys
-from ragst_sd._results import require_tissue
+from ragst_sd._fields import require_tissue
 from ragst_sd._validate import listing, require_key, require_positive, require_type
 from ragst_sd._workers import is_at_hand
 from ragst_sd.image.colours import read_colours

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -41,9 +42,9 @@ def eligible_rows(bank: Bank, query: Query, *, where: Where, exclude: Sequence[s
     ValueError
         If a spot is left without any eligible row.
     """
-    same_image, learns_values = _same_image(bank, query), METHODS[bank.fit.method].learns == "values"
+    same_image = _same_image(bank, query)
     renamed = _renamed_donors(bank, query, same_image) if _keys.DONOR in exclude else np.zeros(len(bank), dtype=bool)
-    if learns_values:
+    if METHODS[bank.fit.method].learns == "values":
         _refuse_seen_rows(bank, query, renamed, where=where, exclude=exclude)
     allowed = allowed_rows(bank.obs, where) & ~renamed
     query_codes, bank_codes = (np.zeros((n, 0), dtype=np.int64) for n in (query.table.n_obs, len(bank)))
@@ -52,41 +53,53 @@ def eligible_rows(bank: Bank, query: Query, *, where: Where, exclude: Sequence[s
         names, codes = np.unique(labels(bank.obs[column]), return_inverse=True)
         bank_codes = np.column_stack([bank_codes, codes])
         query_codes = np.column_stack([query_codes, _query_codes(query, column, names)])
-    if _keys.DONOR in exclude:
-        eligibility = Eligibility(query_codes, bank_codes, allowed)
-    else:
-        measured_row = _reference_rows(bank, query, same_image)
-        if not learns_values:
-            # A method that only cites has not seen a row that it may not use.
-            seen = allowed[measured_row] & (query_codes != bank_codes[measured_row]).all(axis=1)
-            measured_row = np.where(seen, measured_row, -1)
-        known = measured_row >= 0
-        home = np.isin(bank.sections, bank.sections[measured_row[known]]) if known.any() else same_image
-        at_home = Eligibility(query_codes, bank_codes, allowed & home).count().min() > 0
-        eligibility = Eligibility(query_codes, bank_codes, allowed, measured_row, home if at_home else None)
-        logger.warning(
-            "`exclude` is %s, without 'donor': rows of the query's own donor may be used%s. %d of %d spots are rows of "
-            "the reference themselves; they do not cite themselves, but are not held out either.",
-            tuple(exclude) or "empty",
-            ""
-            if query.labels(_keys.DONOR) & set(labels(bank.obs[_keys.DONOR])) or home.any()
-            else ", but the reference has none",
-            int(known.sum()),
-            len(known),
-        )
-    if eligibility.count().min() == 0:
-        if eligibility.itself is not None and eligibility.of_groups().count().min() > 0:
-            raise ValueError(
-                "The reference has one row that may be used, and that is a spot of the query, which does not cite itself. "
-                "Add other measured spots, or other donors."
-            )
-        donors = sorted(bank.obs[_keys.DONOR].astype(str).unique())
-        raise ValueError(
-            f"No row of the reference is eligible for some spots: {int(allowed.sum())} of {len(bank)} rows pass "
-            f"`where`, and rows that share {listing(exclude)} with the query are never used (donors in the reference: "
-            f"{listing(donors)}). Add other donors to the reference or relax `where`."
-        )
+    eligibility = Eligibility(query_codes, bank_codes, allowed)
+    if _keys.DONOR not in exclude:
+        eligibility = _with_own_donor(bank, query, eligibility, same_image, exclude)
+    _require_rows(bank, eligibility, exclude)
     return eligibility
+
+
+def _with_own_donor(
+    bank: Bank, query: Query, eligibility: Eligibility, same_image: np.ndarray, exclude: Sequence[str]
+) -> Eligibility:
+    """Where rows of the query's donor may be used: which row each spot is itself, and the rows of the query's section."""
+    measured_row = _reference_rows(bank, query, same_image)
+    if METHODS[bank.fit.method].learns != "values":
+        # A method that only cites has not seen a row that it may not use.
+        apart = (eligibility.query_groups != eligibility.bank_groups[measured_row]).all(axis=1)
+        measured_row = np.where(eligibility.allowed[measured_row] & apart, measured_row, -1)
+    known = measured_row >= 0
+    home = np.isin(bank.sections, bank.sections[measured_row[known]]) if known.any() else same_image
+    at_home = replace(eligibility, allowed=eligibility.allowed & home).count().min() > 0
+    logger.warning(
+        "`exclude` is %s, without 'donor': rows of the query's own donor may be used%s. %d of %d spots are rows of "
+        "the reference themselves; they do not cite themselves, but are not held out either.",
+        tuple(exclude) or "empty",
+        ""
+        if query.labels(_keys.DONOR) & set(labels(bank.obs[_keys.DONOR])) or home.any()
+        else ", but the reference has none",
+        int(known.sum()),
+        len(known),
+    )
+    return replace(eligibility, itself=measured_row, level=home if at_home else None)
+
+
+def _require_rows(bank: Bank, eligibility: Eligibility, exclude: Sequence[str]) -> None:
+    """Raise a `ValueError` if a spot is left without any row."""
+    if eligibility.count().min() > 0:
+        return
+    if eligibility.itself is not None and eligibility.of_groups().count().min() > 0:
+        raise ValueError(
+            "The reference has one row that may be used, and that is a spot of the query, which does not cite itself. "
+            "Add other measured spots, or other donors."
+        )
+    donors = sorted(bank.obs[_keys.DONOR].astype(str).unique())
+    raise ValueError(
+        f"No row of the reference is eligible for some spots: {int(eligibility.allowed.sum())} of {len(bank)} rows pass "
+        f"`where`, and rows that share {listing(exclude)} with the query are never used (donors in the reference: "
+        f"{listing(donors)}). Add other donors to the reference or relax `where`."
+    )
 
 
 def _refuse_seen_rows(bank: Bank, query: Query, renamed: np.ndarray, *, where: Where, exclude: Sequence[str]) -> None:
@@ -240,6 +253,17 @@ def where_of(ids: np.ndarray, header: Mapping[str, Any]) -> Mapping[str, Any] | 
         by_id = np.unpackbits(np.asarray(header["where_mask"], dtype=np.uint8), count=len(ids)).astype(bool)
         return by_id[np.argsort(np.argsort(ids, kind="stable"))]
     return json.loads(stored) if stored else None
+
+
+def number_cited(n_neighbors: int | None, fitted: int, eligibility: Eligibility) -> int:
+    """How many rows a spot cites at most: those asked for, or as many as were fitted; a spot that may use fewer cites those."""
+    eligible = eligibility.count()
+    check_fewer(n_neighbors, fitted, int(eligible.min()))
+    if n_neighbors is not None:
+        return int(n_neighbors)
+    if eligible.min() < fitted:
+        logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", eligible.min(), fitted)
+    return int(min(fitted, eligible.max()))
 
 
 def check_fewer(n_neighbors: int | None, fitted: int, fewest: int | None = None) -> None:

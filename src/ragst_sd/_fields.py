@@ -22,6 +22,7 @@ from ragst_sd import _keys
 from ragst_sd._page import read_text
 from ragst_sd._validate import listing
 from ragst_sd.reference.genes import changed_capitals
+from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.blocks import known_sum
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,21 @@ TISSUE, RESPONSES, TISSUE_RESPONSES = (
 # Of the provenance header, without which nothing can be said about a value: of every prediction, and by its task besides.
 COMMON_FIELDS = tuple(_LISTS["header"]["common"])
 TASK_FIELDS = {"histology": tuple(_LISTS["header"]["histology"])}
+
+
+def holds_responses(header: Any) -> bool:
+    """Whether a provenance header is that of predicted responses to perturbations; of tissue otherwise."""
+    return hasattr(header, "get") and header.get("task") == TASK
+
+
+def require_tissue(header: Any) -> None:
+    """Raise a `ValueError` if the provenance is that of predicted responses to perturbations."""
+    if holds_responses(header):
+        raise ValueError(
+            f"The table holds predicted responses (task {TASK!r}, made by `rg.tl.perturb`); this needs a prediction "
+            "of tissue by `rg.tl.predict`. For responses there are `rg.get.neighbors`, `rg.get.explain`, "
+            "`rg.get.influence(..., rows=...)`, `rg.tl.evaluate_perturbation` and `rg.io.write_cell_eval`."
+        )
 
 
 def fill(fields: Sequence[Field], values: Mapping[str, Any], outside: np.ndarray) -> dict[str, dict[str, Any]]:

@@ -18,12 +18,11 @@ from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, single_region
 from ragst_sd._elements import shared_coordinate_system
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._results import MOST_UNLIKE, unlike_share
 from ragst_sd._validate import listing, only_one, require_key, require_unique
 from ragst_sd.reference.header import Header
 from ragst_sd.reference.schema import check_embedding_header, differing_fields, embed_alike, knows_tiles
 from ragst_sd.retrieval.bank import Bank
-from ragst_sd.retrieval.grounding import largest_section_distance, section_distance
+from ragst_sd.retrieval.grounding import MOST_UNLIKE, largest_section_distance, section_distance, unlike_share
 from ragst_sd.retrieval.projection import fit_pca, standardize
 
 logger = logging.getLogger(__name__)
@@ -166,6 +165,32 @@ def read_query(
     for what, names in (("instance ids", ids), ("spot names", table.obs_names)):
         require_unique(names, f"{what} of table {table_key!r}", "Each spot needs one row and one name.")
     embedding, finite, origin = read_embedding(sdata, table, use_rep, f"sdata.tables[{table_key!r}]")
+    _require_alike(embedding, origin, header, use_rep)
+    if not finite.any():
+        raise ValueError(f"None of the {table.n_obs} spots of table {table_key!r} has an embedding.")
+    _warn_of_differences(sdata, origin, header)
+    embedding = np.where(finite[:, None], embedding, 0.0)
+    standardized = embedding
+    if header.standardize:
+        _check_statistics(origin, table_key)
+        standardized = standardize(embedding, np.asarray(origin["section_mean"]), np.asarray(origin["section_std"]))
+        standardized[~finite] = 0.0
+    return Query(
+        table_key=table_key,
+        table=table,
+        donor_key=donor_key or (header.donor_key if header.donor_key in table.obs else _keys.DONOR),
+        use_rep=use_rep,
+        header=origin,
+        embedding=embedding,
+        standardized=standardized,
+        finite=finite,
+        state=state_of(bank.fit.parameters, table.obs, standardized),
+        centers=partial(embedded_centers, sdata, table, table_key=table_key, header=origin),
+    )
+
+
+def _require_alike(embedding: np.ndarray, origin: dict[str, Any], header: Header, use_rep: str) -> None:
+    """Raise a `ValueError` if query and reference were embedded with another encoder or geometry, or width."""
     clauses = differing_fields(origin, header.encoder)
     width = header.sections.mean.shape[1]
     if embedding.shape[1] != width:
@@ -175,13 +200,15 @@ def read_query(
             f"The embedding {use_rep!r} of the query and of the reference were made differently "
             f"({'; '.join(clauses)}). {embed_alike(origin, header.encoder)}"
         )
+
+
+def _warn_of_differences(sdata: SpatialData, origin: dict[str, Any], header: Header) -> None:
+    """Warn of what may set the embeddings of query and reference apart: encoder, resolution, precision."""
     if knows_tiles(origin) and not origin["encoder"] and not origin["weights_hash"]:
         logger.warning(
             "The encoder of query and reference has no name and no weights to compare: it is unknown whether it is "
             "the same one. Give it a `name`, for instance `model.name = 'mine-v1'`, and embed both again."
         )
-    if not finite.any():
-        raise ValueError(f"None of the {table.n_obs} spots of table {table_key!r} has an embedding.")
     _warn_resolution(origin, header)
     image_key, embedded_mpp = str(origin["image_key"]), float(origin["image_mpp"])
     image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key, np.nan)
@@ -201,25 +228,6 @@ def read_query(
             origin["precision"],
             listing(sorted(precisions)),
         )
-
-    embedding = np.where(finite[:, None], embedding, 0.0)
-    standardized = embedding
-    if header.standardize:
-        _check_statistics(origin, table_key)
-        standardized = standardize(embedding, np.asarray(origin["section_mean"]), np.asarray(origin["section_std"]))
-        standardized[~finite] = 0.0
-    return Query(
-        table_key=table_key,
-        table=table,
-        donor_key=donor_key or (header.donor_key if header.donor_key in table.obs else _keys.DONOR),
-        use_rep=use_rep,
-        header=origin,
-        embedding=embedding,
-        standardized=standardized,
-        finite=finite,
-        state=state_of(bank.fit.parameters, table.obs, standardized),
-        centers=partial(embedded_centers, sdata, table, table_key=table_key, header=origin),
-    )
 
 
 def _check_statistics(origin: dict[str, Any], table_key: str) -> None:

@@ -9,14 +9,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from spatialdata import SpatialData, sanitize_name
+from spatialdata import SpatialData
 
 from ragst_sd import _keys
+from ragst_sd._annotation import plain_table
 from ragst_sd._bank import open_bank
-from ragst_sd._fields import COMMON_FIELDS, TASK_FIELDS, check_values, require_rows
+from ragst_sd._fields import (
+    COMMON_FIELDS,
+    TASK_FIELDS,
+    check_values,
+    holds_responses,
+    require_rows,
+    require_tissue,
+)
 from ragst_sd._reference import is_perturbation, read_header, reference_hash, row_hashes
 from ragst_sd._validate import names_among, require_key, require_type
-from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.training import dense
 
@@ -39,8 +46,6 @@ MIN_CV_PEARSON = 0.1
 MIN_CEILING = 0.1
 # Columns of `.obs` that say how well grounded a spot is, of which more is better; of all others less is.
 MORE_IS_BETTER = (_keys.EFFECTIVE_N, _keys.N_DONORS, _keys.EVIDENCE_SHARE)
-# Above this share of spots that look unlike every section of the reference, the section as a whole is called unlike.
-MOST_UNLIKE = 0.5
 
 
 @dataclass(frozen=True)
@@ -137,49 +142,6 @@ class Prediction:
         return Intervals(lower, upper, float(self.header[_keys.INTERVAL_LEVEL]), str(self.header[_keys.INTERVAL_UNIT]))
 
 
-def unlike_share(appearance_distance: np.ndarray) -> float:
-    """Share of spots that look unlike every section of the reference; NaN where that could not be told."""
-    known = np.isfinite(appearance_distance)
-    return float((appearance_distance[known] > 1).mean()) if known.any() else float("nan")
-
-
-def holds_responses(header: Any) -> bool:
-    """Whether a provenance header is that of predicted responses to perturbations; of tissue otherwise."""
-    return hasattr(header, "get") and header.get("task") == TASK
-
-
-def check_key_added(sdata: SpatialData, key_added: str, *, responses: bool = False) -> None:
-    """Raise a `ValueError` for a name that is not legal, or that anything but an earlier prediction has."""
-    from ragst_sd._annotation import is_predicted
-
-    if sanitize_name(key_added) != key_added:
-        raise ValueError(
-            f"`key_added` {key_added!r} is not a legal element name; for instance {sanitize_name(key_added)!r} is."
-        )
-    if key_added in sdata.tables:
-        table = sdata.tables[key_added]
-        if not is_predicted(table) or (responses and not holds_responses(table.uns[_keys.RETRIEVAL])):
-            maker = "perturb" if responses else "predict"
-            raise ValueError(
-                f"`sdata.tables[{key_added!r}]` exists and was not made by `rg.tl.{maker}`; it is not replaced. "
-                "Choose another name with `key_added=`."
-            )
-        return
-    taken = [name for _, name, _ in sdata.gen_elements() if name.lower() == key_added.lower()]
-    if taken:
-        raise ValueError(f"`key_added` {key_added!r}: the name is taken by element {taken[0]!r}. Choose another one.")
-
-
-def require_tissue(header: Any) -> None:
-    """Raise a `ValueError` if the provenance is that of predicted responses to perturbations."""
-    if holds_responses(header):
-        raise ValueError(
-            f"The table holds predicted responses (task {TASK!r}, made by `rg.tl.perturb`); this needs a prediction "
-            "of tissue by `rg.tl.predict`. For responses there are `rg.get.neighbors`, `rg.get.explain`, "
-            "`rg.get.influence(..., rows=...)`, `rg.tl.evaluate_perturbation` and `rg.io.write_cell_eval`."
-        )
-
-
 def predicted(
     data: SpatialData | AnnData, prediction_key: str, *, any_task: bool = False, exact: bool = False
 ) -> Prediction:
@@ -194,8 +156,6 @@ def predicted(
     ValueError
         If the table carries no provenance or lacks part of it, is of another task, or has rows of other predictions.
     """
-    from ragst_sd._annotation import plain_table
-
     require_type(data, (SpatialData, AnnData), "sdata")
     if isinstance(data, AnnData):
         table = plain_table(data)

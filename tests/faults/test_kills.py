@@ -129,14 +129,15 @@ def _killed_by_itself(work, module, name, at):
 
 
 @pytest.mark.usefixtures("several_blocks")
-@pytest.mark.parametrize(("name", "at"), [("values_of", 1), ("values_of", 3), ("finish", 1), ("fresh_folder", 1)])
+@pytest.mark.parametrize(("name", "at"), [("values_of", 1), ("values_of", 3), ("_finish", 1), ("fresh_folder", 1)])
 def test_a_prediction_that_is_killed_at_a_certain_place(versions, query, tmp_path, name, at):
-    from ragst_sd.tl import _predict, _predict_store
+    from ragst_sd.tl import _predict_store
 
     path, tables = tmp_path / "p.zarr", [rg.tl.predict(query, one, inplace=False) for one in versions]
-    module = _predict if name == "finish" else _predict_store
     for before in (None, 0):
-        work = _killed_by_itself(lambda: rg.tl.predict(query, versions[1], store=path, inplace=False), module, name, at)
+        work = _killed_by_itself(
+            lambda: rg.tl.predict(query, versions[1], store=path, inplace=False), _predict_store, name, at
+        )
         assert Child(work, tmp_path / "child.log").wait() == -signal.SIGKILL
         left = [one for one in tmp_path.iterdir() if one.name.endswith(".new")]
         assert len(left) == (name != "fresh_folder")

@@ -28,7 +28,7 @@ from ragst_sd._truth import measured_values
 from ragst_sd._validate import require_key, require_positive
 from ragst_sd.pl._section import read_section
 from ragst_sd.pl._viewer_content import choose_genes, collect_numbers, collect_pictures, jpeg
-from ragst_sd.retrieval.grounding import FLAGGED
+from ragst_sd.retrieval.grounding import FLAGGED, MOST_UNLIKE, unlike_share
 
 # The page's promise, in bytes.
 LIMIT = 30_000_000
@@ -210,7 +210,7 @@ def viewer(
 def _facts(prediction: _results.Prediction, title: str) -> dict[str, Any]:
     """What the page says about the whole prediction."""
     table, header, cited = prediction.table, prediction.header, prediction.cited
-    unlike = _results.unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
+    unlike = unlike_share(table.obs[_keys.APPEARANCE_DISTANCE].to_numpy(float))
     return {
         "title": title,
         "method": str(header["method"]),
@@ -219,7 +219,7 @@ def _facts(prediction: _results.Prediction, title: str) -> dict[str, Any]:
         "n_cited": len(cited),
         "donors": sorted(set(cited[_keys.DONOR].astype(str))),
         "share_outside": float(table.obs[_keys.OUT_OF_REFERENCE].to_numpy(bool).mean()),
-        "share_unlike": round(unlike, 4) if unlike > _results.MOST_UNLIKE else None,
+        "share_unlike": round(unlike, 4) if unlike > MOST_UNLIKE else None,
         "far_percentile": 100 * (1 - FLAGGED),
         # Below these a spot gets a warning on the page.
         "little_evidence": 0.5,

@@ -11,8 +11,9 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
+from ragst_sd._annotation import check_key_added
 from ragst_sd._fields import write_sums
-from ragst_sd._results import MIN_CEILING, check_key_added, predicted
+from ragst_sd._results import MIN_CEILING, predicted
 from ragst_sd._validate import require_between, require_key, require_positive
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,8 @@ _QUANTILES = 1001
 _CLIP = 10.0
 # Share of held-out reference rows that may be called out of reference for their distance in phi-space alone.
 FLAGGED = 0.02
+# Above this share of spots that look unlike every section of the reference, the section as a whole is called unlike.
+MOST_UNLIKE = 0.5
 
 
 class Grounding(NamedTuple):
@@ -135,6 +137,12 @@ def distance_percentile(distance: np.ndarray, quantiles: np.ndarray) -> np.ndarr
     """Percentile (0 to 100) of each distance among the held-out rows of the reference; NaN stays NaN."""
     percentile = np.searchsorted(quantiles, distance, side="right") / len(quantiles) * 100
     return np.where(np.isfinite(distance) & np.isfinite(quantiles).all(), percentile, np.nan)
+
+
+def unlike_share(appearance_distance: np.ndarray) -> float:
+    """Share of spots that look unlike every section of the reference; NaN where that could not be told."""
+    known = np.isfinite(appearance_distance)
+    return float((appearance_distance[known] > 1).mean()) if known.any() else float("nan")
 
 
 def section_distance(mean: np.ndarray, means: np.ndarray, stds: np.ndarray) -> float:

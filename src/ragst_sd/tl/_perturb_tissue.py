@@ -14,10 +14,10 @@ from spatialdata import SpatialData, sanitize_name
 from tqdm.auto import tqdm
 
 from ragst_sd import _keys
+from ragst_sd._annotation import check_key_added
 from ragst_sd._elements import require_sdata
 from ragst_sd._fields import TISSUE_RESPONSES, documented
 from ragst_sd._respond import BAR_AFTER, Task, open_task, pairs_learned, wanted_perturbations
-from ragst_sd._results import check_key_added
 from ragst_sd._settings import settings
 from ragst_sd._validate import as_names, as_seed, listing, names_among, require_positive
 from ragst_sd.retrieval.response_run import no_response

@@ -13,23 +13,22 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
+from ragst_sd._annotation import check_key_added
 from ragst_sd._bank import open_bank
 from ragst_sd._elements import require_sdata
-from ragst_sd._eligibility import check_fewer, eligible_rows, recorded_where
+from ragst_sd._eligibility import eligible_rows, number_cited, recorded_where
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
 from ragst_sd._query import log_unknown_origin, read_query, section_grounding
-from ragst_sd._replacing import version_of
-from ragst_sd._results import check_key_added
 from ragst_sd._settings import resolve_device
 from ragst_sd._several import over_sections
-from ragst_sd._validate import listing, require_choice
+from ragst_sd._validate import require_choice
 from ragst_sd._workers import spread_blocks
 from ragst_sd.retrieval.run import part_of, select
 from ragst_sd.retrieval.run import predict as run
 from ragst_sd.retrieval.search import BACKENDS
 from ragst_sd.tl._intervals import check_level, interval_rule
-from ragst_sd.tl._predict_store import fill_store, finish, new_store, opened
+from ragst_sd.tl._predict_store import predict_into
 from ragst_sd.tl._predicted_table import predicted_table, wanted_genes
 
 logger = logging.getLogger(__name__)
@@ -180,33 +179,18 @@ def predict(
     use_rep = bank.header.use_rep if use_rep is None else use_rep
     query = read_query(sdata, bank, table_key=table_key, use_rep=use_rep, donor_key=donor_key)
     log_unknown_origin(query.header)
-    wanted = wanted_genes(bank, genes)
-    of_rows = wanted >= 0
-    if store is not None and not of_rows.all():
-        raise ValueError(
-            f"`store` is given, and `genes` names {listing(wanted.index[~of_rows])}, which only single cells "
-            "measured: these are given in memory only. Leave them out, or predict without `store`."
-        )
-    fitted = bank.fit.n_neighbors
-    check_fewer(n_neighbors, fitted)
-    measured = wanted[of_rows].to_numpy()
+    wanted = wanted_genes(bank, genes, in_memory=store is None)
+    measured = wanted[wanted >= 0].to_numpy()
     exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
     eligibility = eligible_rows(bank, query, where=where, exclude=exclude)
-    eligible, rule = eligibility.count(), None
-    check_fewer(n_neighbors, fitted, int(eligible.min()))
-    if n_neighbors is None:
-        if eligible.min() < fitted:
-            logger.info("For some spots only %d rows are eligible; %d neighbours were fitted.", eligible.min(), fitted)
-        # Spots with fewer eligible rows cite those.
-        n_neighbors = min(fitted, eligible.max())
-    n_neighbors = int(n_neighbors)
+    n_neighbors, rule = number_cited(n_neighbors, bank.fit.n_neighbors, eligibility), None
     if level is not None:
         rule = interval_rule(
             bank.header.calibration,
             level,
             measured,
             split=eligibility.split,
-            as_calibrated=where is None and n_neighbors == fitted,
+            as_calibrated=where is None and n_neighbors == bank.fit.n_neighbors,
             calibrated_on=sorted(query.labels(_keys.DONOR) & set(labels(bank.obs[_keys.DONOR]))),
         )
     selected = select(
@@ -232,10 +216,7 @@ def predict(
     if store is None:
         table = assembled(run(part, selected.selection, spread_blocks))
     else:
-        with new_store(store, len(query.finite), len(part.genes), intervals=rule is not None) as place:
-            finish(place, assembled(fill_store(place, part, selected.selection, query.finite)))
-            version = version_of(place)
-        table = opened(store, version)
+        table = predict_into(store, part, selected.selection, query.finite, assembled)
     outside = int((~query.finite).sum())
     if outside:
         logger.info("%d spots without an embedding get NaN.", outside)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -17,8 +17,9 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._fields import TISSUE, stored_fields
-from ragst_sd._replacing import fresh_folder, link_target, locked, recover, without_notices
+from ragst_sd._replacing import fresh_folder, link_target, locked, recover, version_of, without_notices
 from ragst_sd._workers import spread_blocks
+from ragst_sd.io._read_reference import PinnedStore, opened_lazily
 from ragst_sd.retrieval.bank import Selection
 from ragst_sd.retrieval.run import Part, Values, blocks_of_queries, values_of
 
@@ -27,8 +28,24 @@ _CHUNK_GENES = 4096
 _AGAIN = "Call `rg.tl.predict` again, with another `store` if both tables are wanted"
 
 
+def predict_into(
+    path: str | os.PathLike[str],
+    part: Part,
+    selection: Selection,
+    finite: np.ndarray,
+    assembled: Callable[[Values], AnnData],
+) -> AnnData:
+    """Predict block by block into a table on disk, which is read from there; `assembled` makes a table of the values."""
+    with _new_store(path, len(finite), len(part.genes), intervals=part.intervals is not None) as place:
+        _finish(place, assembled(_fill(place, part, selection, finite)))
+        version = version_of(place)
+    # Absolute, so that the table outlives a change of the working directory.
+    store = PinnedStore(Path(path).resolve(), version=version, opened_with="rg.tl.predict(store=...)", again=_AGAIN)
+    return opened_lazily(store, parts=("X", "layers"))
+
+
 @contextmanager
-def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: bool) -> Iterator[Path]:
+def _new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: bool) -> Iterator[Path]:
     """An empty table on disk, which takes the place of `path` when it has been filled and the block ends well.
 
     Raises
@@ -72,7 +89,7 @@ def new_store(path: str | os.PathLike[str], n: int, n_genes: int, *, intervals: 
             yield place
 
 
-def fill_store(place: Path, part: Part, selection: Selection, finite: np.ndarray) -> Values:
+def _fill(place: Path, part: Part, selection: Selection, finite: np.ndarray) -> Values:
     """Write all blocks, here or on the workers of a cluster, and give the table's arrays as they lie on disk."""
     n = len(selection.rows)
     blocks = blocks_of_queries(n, len(part.genes))
@@ -100,7 +117,7 @@ def _fill_block(place: str, part: Part, task: tuple[int, Selection, np.ndarray])
     return pd.DataFrame(values)
 
 
-def finish(place: Path, table: AnnData) -> None:
+def _finish(place: Path, table: AnnData) -> None:
     """Write all parts of the table that are in memory beside the arrays on disk."""
     group = zarr.open_group(place, mode="r+")
     with without_notices():
@@ -109,12 +126,3 @@ def finish(place: Path, table: AnnData) -> None:
         for name in ("obsm", "varm", "obsp", "varp", "uns"):
             ad.io.write_elem(group, name, dict(getattr(table, name)))
     zarr.consolidate_metadata(group.store)
-
-
-def opened(path: str | os.PathLike[str], version: tuple[int, int, int]) -> AnnData:
-    """A stored table whose spots x genes arrays stay on disk; reading them after they were replaced is an error."""
-    from ragst_sd.io._read_reference import PinnedStore, opened_lazily
-
-    # Absolute, so that the table outlives a change of the working directory.
-    store = PinnedStore(Path(path).resolve(), version=version, opened_with="rg.tl.predict(store=...)", again=_AGAIN)
-    return opened_lazily(store, parts=("X", "layers"))

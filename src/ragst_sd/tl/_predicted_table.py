@@ -100,13 +100,14 @@ def assembled(
     return table
 
 
-def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> pd.Series:
+def wanted_genes(bank: Bank, genes: str | Sequence[str] | None, *, in_memory: bool = True) -> pd.Series:
     """Positions in the reference by gene, -1 for those that only its cell types' signatures hold; all if `None`.
 
     Raises
     ------
     ValueError
-        If neither has a gene, or the method cites no rows whose fractions could be used.
+        If neither has a gene, or one of the latter is to be written block by block, or the method cites no rows whose
+        fractions could be used.
     """
     if genes is None:
         return pd.Series(np.arange(len(bank.genes)), index=bank.genes)
@@ -123,6 +124,11 @@ def wanted_genes(bank: Bank, genes: Sequence[str] | None) -> pd.Series:
         if not len(known):
             msg += " Genes that no row measured can be given from single cells: `rg.tl.add_cell_types`."
         raise ValueError(msg)
+    if others and not in_memory:
+        raise ValueError(
+            f"`store` is given, and `genes` names {listing(others)}, which only single cells measured: these are given "
+            "in memory only. Leave them out, or predict without `store`."
+        )
     cites = METHODS[bank.fit.method].cites and np.any(bank.fit.parameters.get(_keys.RETRIEVAL_SHARE, 1))
     if others and not cites:
         raise ValueError(

@@ -13,9 +13,9 @@ from ragst_sd._encoder_facts import encoder_facts
 from ragst_sd._licenses import NO_DERIVATIVES, NON_COMMERCIAL, UNKNOWN, UNRECOGNISED, ranked, terms_of
 from ragst_sd._metrics import finite_mean
 from ragst_sd._page import number
-from ragst_sd._results import MIN_CV_PEARSON, N_GENES, Prediction, most_variable, unlike_share
+from ragst_sd._results import MIN_CV_PEARSON, N_GENES, Prediction, most_variable
 from ragst_sd.retrieval.bank import Bank
-from ragst_sd.retrieval.grounding import FLAGGED
+from ragst_sd.retrieval.grounding import FLAGGED, unlike_share
 
 
 def gather(prediction: Prediction, bank: Bank, measured: pd.DataFrame | None) -> dict[str, Any]:

@@ -18,11 +18,12 @@ from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, sin
 from ragst_sd._cell_types import is_scrna
 from ragst_sd._elements import element_centers, resolve_shapes, shared_coordinate_system
 from ragst_sd._eligibility import allowed_rows
+from ragst_sd._fields import holds_responses
 from ragst_sd._gene_names import offered_names, read_expression
 from ragst_sd._labels import labels
 from ragst_sd._resolution import image_mpp_of
 from ragst_sd._respond import Task
-from ragst_sd._results import MIN_CV_PEARSON, holds_responses, predicted
+from ragst_sd._results import MIN_CV_PEARSON, predicted
 from ragst_sd._validate import listing, require_known, require_unique
 from ragst_sd.reference.current_names import names_in
 from ragst_sd.reference.genes import shared_genes, take_genes
