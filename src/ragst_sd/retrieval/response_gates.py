@@ -13,17 +13,8 @@ from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_baselines import bilinear
 from ragst_sd.retrieval.response_phi import Neighbors, find_neighbors, place_states, relative_responses
-from ragst_sd.retrieval.response_stack import MEASURED
-from ragst_sd.retrieval.responses import (
-    MAX_QUERIES,
-    MIN_KIND,
-    ask_rows,
-    closed_rows,
-    familiar,
-    pool_mean,
-    reliance,
-    shape_halves,
-)
+from ragst_sd.retrieval.response_stack import MEASURED, MIN_KIND
+from ragst_sd.retrieval.responses import MAX_QUERIES, ask_rows, closed_rows, familiar, pool_mean, reliance, shape_halves
 
 _NOBODY = -1e9
 # Beside none at all.
@@ -132,7 +123,10 @@ def _correlations(parts: np.ndarray, truth: np.ndarray, mix: np.ndarray) -> np.n
 def chosen_gates(
     bank: Bank, run: Run, correlation: np.ndarray, rows: np.ndarray, kind: np.ndarray
 ) -> tuple[list[tuple[int, Gate]], list[tuple[float, float]]]:
-    """Gates with the kind of query that each is for, and gain and error of either kind, from what :func:`held_out_correlations` says."""
+    """Gates, each for a kind of query, and gain and error of either kind.
+
+    They are chosen by what :func:`held_out_correlations` says.
+    """
     gates, gains = grid(run.options), []
     chosen: list[tuple[int, Gate]] = []
     weight = reliance(bank, rows)

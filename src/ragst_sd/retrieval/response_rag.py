@@ -26,13 +26,7 @@ from ragst_sd.retrieval.bank import Answer, Bank, Query, Run, Selection
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
-from ragst_sd.retrieval.response_gates import (
-    GATE_FIELDS,
-    Gate,
-    chosen_gates,
-    held_out_correlations,
-    weigh,
-)
+from ragst_sd.retrieval.response_gates import GATE_FIELDS, Gate, chosen_gates, held_out_correlations, weigh
 from ragst_sd.retrieval.response_phi import (
     Neighbors,
     clip_states,
@@ -42,8 +36,8 @@ from ragst_sd.retrieval.response_phi import (
     place_states,
     relative_responses,
 )
-from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, fit_stack, stack_of
-from ragst_sd.retrieval.response_stack import KINDS, MEASURED, Stacked
+from ragst_sd.retrieval.response_shares import ALONE, KINDS, by_gates_alone, fit_stack, stack_of
+from ragst_sd.retrieval.response_stack import MEASURED, Stacked
 from ragst_sd.retrieval.responses import cite, closed_rows, divided, familiar, pool_mean
 
 logger = logging.getLogger(__name__)

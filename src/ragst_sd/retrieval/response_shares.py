@@ -11,10 +11,9 @@ import numpy as np
 
 from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.response_phi import doses
-from ragst_sd.retrieval.response_stack import KINDS, MEASURED, PARTS, Lesson, Settings, Stacked, lessons, part, stack
+from ragst_sd.retrieval.response_stack import MEASURED, MIN_KIND, PARTS, Lesson, Settings, Stacked, lessons, part, stack
 from ragst_sd.retrieval.responses import (
     MAX_QUERIES,
-    MIN_KIND,
     ask_rows,
     closed_rows,
     cosines,
@@ -37,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 ALONE = 3
 """Added to the kind of a query, for the gates of those that have nothing beside them."""
+KINDS = ("without measured relatives", "with measured relatives", "measured in other contexts")
 # Of few rows each perturbation is left out by itself, so that the others are as many as when it matters.
 _MIN_FOLDS, _FOLDS_TIMES_ROWS = 5, 1280
 _BETAS = (0.0, 0.25, 1.0)

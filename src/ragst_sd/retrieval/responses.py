@@ -20,8 +20,8 @@ from ragst_sd.retrieval.projection import largest_positive
 from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
 
 _MAX_COMPONENTS = 128
-# Held-out rows to choose settings on, at most; with fewer of a kind, what was chosen on all of them serves.
-MAX_QUERIES, MIN_KIND = 256, 6
+# Held-out rows to choose settings on, at most.
+MAX_QUERIES = 256
 # Rows that say nothing about accuracy hardly count.
 _LEAST_WEIGHT = 0.05
 _TINY = 1e-12

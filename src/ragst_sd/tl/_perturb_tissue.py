@@ -22,15 +22,7 @@ from ragst_sd._settings import settings
 from ragst_sd._validate import as_names, as_seed, listing, names_among, require_positive
 from ragst_sd.retrieval.response_run import no_response
 from ragst_sd.tl._predicted_table import annotating, assembled, carried
-from ragst_sd.tl._tissue_responses import (
-    LEVEL,
-    SpotStates,
-    make_responder,
-    niches,
-    remoteness,
-    variation,
-    varying,
-)
+from ragst_sd.tl._tissue_responses import LEVEL, SpotStates, make_responder, niches, remoteness, variation, varying
 from ragst_sd.tl._tissue_source import TissueSource, read_source
 
 logger = logging.getLogger(__name__)
