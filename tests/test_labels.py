@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ragst_sd._labels import as_names, is_missing, label, labels, plain_column, warn_of_alike
+from ragst_sd._labels import is_missing, label, labels, plain_column, warn_of_alike
 
 
 @pytest.mark.parametrize("value", [1, 1.0, "1", " 1 ", b"1", np.int8(1), np.float32(1)])
@@ -22,11 +22,6 @@ def test_columns_of_any_dtype():
     expected = ["1", "2"]
     for column in ([1, 2], [1.0, 2.0], ["1", "2"], pd.Categorical([1, 2]), pd.array(["1", "2"], dtype="string")):
         assert list(labels(pd.Series(column))) == expected
-
-
-def test_as_names():
-    assert as_names("EPCAM") == ["EPCAM"]
-    assert as_names(["b", "a", "b"]) == ["b", "a"]
 
 
 MISSING = [None, np.nan, pd.NA, pd.NaT, "", "  ", "nan", "NaN", "None", "<NA>", "NA", "N/A", "null"]

@@ -34,7 +34,7 @@ def test_a_seed_draws_the_same_and_a_word_chooses(tool):
     first, again, other = ([one.name for one in tool.chosen(seed, 4, "")] for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 4
-    assert [one.file for one in tool.chosen(None, None, "dose")] == ["response_rag.py"]
+    assert [one.file for one in tool.chosen(None, None, "dose")] == ["response_phi.py"]
 
 
 @pytest.mark.slow

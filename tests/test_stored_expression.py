@@ -38,16 +38,16 @@ def test_only_genes_are_expression(kind, caplog):
     table = counted()
     both = with_proteins(table, kind)
     caplog.set_level("INFO")
-    values = stored_expression(both, None, "table", "")
+    values, offered = stored_expression(both, None, "table", "")
     np.testing.assert_array_equal(values.toarray(), table.X)
-    assert offered_names(both) == {"symbol": list(table.var_names)}
+    assert offered == offered_names(both) == {"symbol": list(table.var_names)}
     assert f"{kind or 'nan'} (3)" in caplog.text
 
 
 def test_capitals_of_the_type_do_not_matter():
     both = with_proteins(counted())
     both.var["feature_types"] = both.var["feature_types"].astype(str).str.lower()
-    assert stored_expression(both, None, "table", "").shape[1] == 210
+    assert stored_expression(both, None, "table", "")[0].shape[1] == 210
 
 
 def test_control_probes_are_known_by_their_names(caplog):
@@ -58,7 +58,7 @@ def test_control_probes_are_known_by_their_names(caplog):
     names = [*probes.split(), *genes]
     table = ad.AnnData(np.ones((3, len(names)), np.float32), var=pd.DataFrame(index=names))
     caplog.set_level("INFO")
-    assert stored_expression(table, None, "table", "").shape == (3, len(genes))
+    assert stored_expression(table, None, "table", "")[0].shape == (3, len(genes))
     assert offered_names(table) == {"symbol": genes}
     assert "8 control probes are left out: 'NegControlProbe_00042'" in caplog.text
 
@@ -141,4 +141,4 @@ class TestStorage:
             other = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
         order = np.random.default_rng(0).permutation(table.n_obs)
         for one, expected in ((other, table.X), (other[order], table.X[order])):
-            np.testing.assert_array_equal(stored_expression(one, None, "table", "").toarray(), expected)
+            np.testing.assert_array_equal(stored_expression(one, None, "table", "")[0].toarray(), expected)

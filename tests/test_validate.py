@@ -10,7 +10,7 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd._renamed import SUBMODULES
-from ragst_sd._validate import as_seed, name_list
+from ragst_sd._validate import as_names, as_seed, name_list
 
 PUBLIC = {
     f"{submodule}.{name}": inspect.signature(getattr(getattr(rg, submodule), name)).parameters
@@ -90,3 +90,8 @@ def test_scores_repeat_with_the_same_generator(predicted):
     assert scores(np.random.default_rng(1)).equals(scores(np.random.default_rng(1)))
     assert not scores(np.random.default_rng(1)).equals(scores(np.random.default_rng(2)))
     assert len(scores(None)) == len(scores(np.random.SeedSequence(1)))
+
+
+def test_as_names():
+    assert as_names("EPCAM") == ["EPCAM"]
+    assert as_names(["b", "a", "b"]) == ["b", "a"]

@@ -1,38 +1,42 @@
-"""Expression of tables as it is stored; one naming of genes for several tables, their species, and shared genes."""
+"""Expression of tables, as it is stored and in the unit of a reference; one naming of the genes of several tables."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._validate import listing, require_key, require_unique
-from ragst_sd.reference.current_names import CURRENT, current_names, names_by, species_of
-from ragst_sd.reference.genes import ENSEMBL, available_names, changed_capitals, common_naming, duplicates
-from ragst_sd.reference.normalize import OR_LOGS, TARGET_SUM, as_csr, check_counts, check_log_normalized, refuse_masked
+from ragst_sd._validate import listing, require_choice, require_key, require_type, require_unique
+from ragst_sd.reference.current_names import CURRENT, current_names, names_in, species_of
+from ragst_sd.reference.genes import (
+    SYMBOL,
+    available_names,
+    changed_capitals,
+    common_naming,
+    duplicates,
+    sum_duplicates,
+    take_genes,
+)
+from ragst_sd.reference.normalize import (
+    MIN_SHARED_GENES,
+    TARGET_SUM,
+    UNITS,
+    as_csr,
+    check_unit,
+    log_normalize,
+    refuse_masked,
+)
 from ragst_sd.reference.symbols import SPECIES, UNKNOWN
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 3
-_TO_ONE_SPECIES = "Bring one of them to the species of the other: `rg.pp.harmonize_genes(..., orthologues_to='human')`."
-
-
-def check_unit(matrix: sp.csr_matrix, unit: str, place: str, *names: Sequence[str]) -> None:
-    """Raise a `ValueError` unless values are what `unit` says; on a log scale, no list of names may hold one twice."""
-    if unit == "counts":
-        check_counts(matrix, place, OR_LOGS)
-        return
-    check_log_normalized(matrix, place)
-    for listed in names:
-        todo = "Values on a log scale cannot be added: give counts with `layer=`, or make the names unique."
-        require_unique(listed, f"names of genes ({place})", todo)
 
 
 def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:
@@ -95,56 +99,6 @@ def check_one_species_of(species: Mapping[str, str], what: str) -> None:
         )
 
 
-def names_in(naming: str, table: AnnData, owner: str, where: str) -> list[str]:
-    """Names of the genes of a table in the naming of its `owner`; a `ValueError` if the table has other ones only."""
-    offered = offered_names(table)
-    names = names_by(naming, offered)
-    if names is None:
-        asked, has, column = "symbols", "Ensembl ids", "gene_symbols"
-        if naming == ENSEMBL:
-            asked, has, column = "Ensembl ids", "symbols", "gene_ids"
-        examples = next(iter(offered.values()))[:_SHOWN]
-        raise ValueError(
-            f"{owner} names its genes by {asked}, {where} by {has} (for instance {listing(examples)}). Add the missing "
-            f"names as a column of its `var` (`{column}`), or run `rg.pp.harmonize_genes` on it."
-        )
-    return names
-
-
-def shared_genes(
-    first: Sequence[str], second: Sequence[str], whose: str, *, needed: int = 1, why: str = ""
-) -> list[str]:
-    """Genes of both lists, in the order of the first; a `ValueError` if they are fewer than `needed`."""
-    available = set(second)
-    shared = [gene for gene in first if gene in available]
-    if len(shared) < needed:
-        raise ValueError(
-            f"{whose} share {len(shared)} genes; at least {needed} of {len(first)} are needed{why}. "
-            f"{why_few_shared(first, second, len(shared))}"
-        )
-    return shared
-
-
-def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -> str:
-    """What sets two lists of genes apart: their species, or all else."""
-    changed = changed_capitals(first, second)
-    if changed:
-        return changed.strip()
-    by_letters = {gene.upper(): gene for gene in second}
-    alike = {gene: by_letters[gene.upper()] for gene in first if gene.upper() in by_letters}
-    differing = [(gene, other) for gene, other in alike.items() if gene != other]
-    if len(differing) > n_shared:
-        example, other = differing[0]
-        return (
-            f"{len(differing)} more differ in capitals only (for instance {example!r} and {other!r}), as symbols of "
-            f"human and mouse do: the species differ. {_TO_ONE_SPECIES}"
-        )
-    prefixes = {gene.rstrip("0123456789") for gene in (*first[:1], *second[:1])}
-    if len(prefixes) > 1 and all(prefix.startswith("ENS") for prefix in prefixes):
-        return f"They are Ensembl ids of two species ({first[0]!r} and {second[0]!r}). {_TO_ONE_SPECIES}"
-    return f"Names are {listing(first[:_SHOWN])} on one side, and {listing(second[:_SHOWN])} on the other."
-
-
 _FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
 # Control probes and codewords of Xenium, CosMx and MERSCOPE, and spike-ins: no gene is named so.
 _CONTROLS = (
@@ -183,17 +137,17 @@ def of_rna(table: AnnData) -> np.ndarray:
 
 def stored_expression(
     table: AnnData, layer: str | None, where: str, todo: str, *, counted: bool = True
-) -> sp.csr_matrix:
-    """Expression of the genes in X or a layer; a `ValueError` that ends with `todo` if there is no X.
+) -> tuple[sp.csr_matrix, dict[str, list[str]]]:
+    """Expression of the genes in X or a layer, and their names by naming: `symbol`, `ensembl` or both.
 
     Spots of which nothing is known (NaN in every gene) are returned like those without counts, unless values are not
-    `counted`: there zero says something.
+    `counted`: there zero says something. A `ValueError` that ends with `todo` if there is no X.
     """
+    rna = of_rna(table)
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
     elif table.X is None or table.n_vars == 0:
         raise ValueError(f"`{where}` has no expression (X is empty). {todo}")
-    rna = of_rna(table)
     # A view has lost the mask of a masked array, which is refused.
     whole: Any = table._adata_ref if table.is_view else table
     refuse_masked(whole.X if layer is None else whole.layers[layer])
@@ -205,13 +159,17 @@ def stored_expression(
         unmeasured = np.bincount(row[missing], minlength=matrix.shape[0]) == matrix.shape[1]
         matrix.data[unmeasured[row]] = 0
         matrix.eliminate_zeros()
-    return matrix
+    return matrix, available_names(*_names_of(table.var[rna]))
 
 
 def offered_names(table: AnnData) -> dict[str, list[str]]:
-    """Names of the genes by naming: `symbol`, `ensembl` or both."""
-    var = table.var[of_rna(table)]
-    return available_names(list(var.index), {name: var[name].astype(str) for name in var})
+    """Names of the genes by naming, as :func:`stored_expression` gives them."""
+    return available_names(*_names_of(table.var[of_rna(table)]))
+
+
+def _names_of(var: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
+    """Names of genes, and columns in which they may have others."""
+    return list(var.index), {name: var[name].astype(str) for name in var}
 
 
 def normalization(
@@ -225,3 +183,72 @@ def normalization(
         "naming": naming,
         "size_factor_genes": np.asarray(genes, dtype=str),
     }
+
+
+@dataclass
+class Expression:
+    """Expression of cells on a log scale."""
+
+    values: sp.csr_matrix
+    genes: list[str]
+    normalization: dict[str, Any]
+    """Header: unit, target sum, what was given, naming, and the genes that size factors rest on (none if unknown)."""
+    errors: sp.csr_matrix | None = None
+    """Standard errors of responses, where they were given."""
+
+
+def read_expression(
+    adata: AnnData,
+    *,
+    layer: str | None,
+    unit: str,
+    target_sum: float | None = None,
+    like: Mapping[str, Any] | None = None,
+    where: str = "adata",
+    todo: str = "",
+    empty: bool = False,
+) -> Expression:
+    """Cells brought to log1p of counts per `target_sum`.
+
+    Parameters
+    ----------
+    target_sum
+        Sum that counts are scaled to; the median over the cells if left out.
+    like
+        Normalisation of a reference to follow: its target sum, its size-factor genes and its naming.
+    todo
+        What to do if they are no AnnData.
+    empty
+        Whether cells without counts stay, as zeros; otherwise they are refused.
+    """
+    require_type(adata, AnnData, where, todo)
+    require_choice(unit, UNITS, "unit")
+    if not adata.n_obs:
+        raise ValueError(f"`{where}` has no cells.")
+    # Controls that were used once are known by their names.
+    advice = f"`{where}.obs_names_make_unique()` makes them unique."
+    require_unique(adata.obs_names, f"names of cells of `{where}`", advice)
+    matrix, offered = stored_expression(adata, layer, where, "Name the layer with `layer=`.")
+    place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
+    naming = str(like["naming"]) if like else SYMBOL if SYMBOL in offered else next(iter(offered))
+    names = names_in(naming, offered, "The reference", f"`{where}`")
+    check_unit(matrix, unit, place, names)
+    if unit != "counts":
+        return Expression(matrix, names, normalization(unit, naming))
+    matrix, names = sum_duplicates(matrix, names)
+    wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
+    # A reference that was given logs does not say what they were scaled by: then all genes of the cells, as is usual.
+    shared = [gene for gene in names if gene in set(wanted)] if wanted else names
+    if len(shared) < MIN_SHARED_GENES:
+        raise ValueError(
+            f"{place} holds {len(shared)} genes that size factors can rest on; at least {MIN_SHARED_GENES} are "
+            "needed. Give all genes that were measured, or values that are log1p of normalised counts with "
+            f"`unit='log1p_cp10k'`.{changed_capitals(wanted, names)}"
+        )
+    sums = np.asarray(take_genes(matrix, names, shared).sum(axis=1)).ravel().astype(np.float64)
+    if not (empty or (sums > 0).all()):
+        raise ValueError(f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first.")
+    target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
+    scale = _keys.UNIT if target == TARGET_SUM else f"log1p(counts per {target:,.6g})"
+    about = normalization(unit, naming, unit=scale, target=target, genes=shared)
+    return Expression(log_normalize(matrix, sums / target), names, about)

@@ -103,8 +103,3 @@ def plain_column(values: pd.Series, where: str) -> pd.Series:
     names = [name for name in dict.fromkeys(categories if ordered else np.sort(texts)) if name not in _MISSING]
     texts[is_missing(texts)] = None
     return pd.Series(pd.Categorical(texts, names, ordered=ordered), index=values.index, name=values.name)
-
-
-def as_names(names: str | Iterable[Any]) -> list[str]:
-    """One name or several, without repeats, in their order."""
-    return [names] if isinstance(names, str) else list(dict.fromkeys(str(name) for name in names))

@@ -15,27 +15,24 @@ from ragst_sd import _keys
 from ragst_sd._bank import context_codes, open_bank, with_cells
 from ragst_sd._eligibility import Where, allowed_rows, check_fewer, recorded_where, where_of
 from ragst_sd._gene_embedding import embed, lookup
-from ragst_sd._labels import as_names, labels
+from ragst_sd._labels import labels
 from ragst_sd._reference import read_header
-from ragst_sd._validate import listing, require_known, require_some
+from ragst_sd._validate import as_names, listing, require_known, require_some
 from ragst_sd.reference.responses import canonical, components
 from ragst_sd.reference.schema import TASK
-from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
-from ragst_sd.retrieval.evidence import effective_n, evidence_share
+from ragst_sd.retrieval import response_run
+from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
-from ragst_sd.retrieval.responses import respond_to
+from ragst_sd.retrieval.response_run import no_response
+from ragst_sd.retrieval.responses import respond_to, same_perturbation
 
 logger = logging.getLogger(__name__)
 
 # Seconds after which a progress bar appears: most calls are over by then.
 BAR_AFTER = 1.0
-# Numbers held at once: queries x candidates x genes.
-_AT_ONCE = 3e7
 # What single precision leaves of a sum over rows.
 _SAME = 1e-3
-UNSEEN, UNSEEN_HERE, MEASURED_HERE = "unseen perturbation", "unseen here", "measured here"
-IN_COMBINATION = "measured in a combination"
 
 
 @dataclass(frozen=True)
@@ -64,14 +61,14 @@ class Task:
 
     def embed(self, perturbations: Sequence[str]) -> np.ndarray:
         """(n, d) embeddings of perturbations; a `KeyError` if a gene has none, or, without embeddings, no row."""
-        if not self.bank.key.shape[1]:
-            measured = sorted(set(self.bank.obs[_keys.PERTURBATION].astype(str)))
-            lacking = ": the reference has no embedding and no row of"
-            require_known(perturbations, measured, "perturbations", lacking, KeyError)
-            return np.zeros((len(perturbations), 0))
-        return embed(perturbations, self.control, lookup(self.bank.header.embedding))
+        if self.bank.key.shape[1]:
+            return embed(perturbations, self.control, lookup(self.bank.header.embedding))
+        measured = sorted(set(self.bank.obs[_keys.PERTURBATION].astype(str)))
+        lacking = ": the reference has no embedding and no row of"
+        require_known(perturbations, measured, "perturbations", lacking, KeyError)
+        return np.zeros((len(perturbations), 0))
 
-    def header(self, learned_from: dict[str, Any], context_key: str | None, gene_overlap: float) -> dict[str, Any]:
+    def header(self, learned_from: dict[str, Any], context_key: str | None) -> dict[str, Any]:
         """What the provenance of a table has beside what that of every prediction has."""
         header = self.bank.header
         about: dict[str, Any] = {
@@ -85,7 +82,6 @@ class Task:
             _keys.LEARNED_FROM: learned_from,
             "n_neighbors": int(self.bank.fit.n_neighbors if self.n_neighbors is None else self.n_neighbors),
             "context_key": context_key or "",
-            _keys.GENE_OVERLAP: gene_overlap,
             "exclude": np.asarray(self.exclude, dtype=str),
             **self.where,
         }
@@ -128,22 +124,6 @@ def wanted_perturbations(task: Task, perturbations: str | Sequence[str]) -> dict
     return known
 
 
-def no_response(n: int, n_genes: int, k: int = 1) -> dict[str, np.ndarray]:
-    """The fields of no response, that rests on no rows."""
-    nothing, unknown = np.zeros((n, n_genes)), np.full((n, k), np.nan)
-    return {
-        _keys.ROWS: np.full((n, k), -1),
-        _keys.WEIGHTS: np.zeros((n, k)),
-        _keys.DISTANCES: unknown,
-        _keys.EVIDENCE: nothing,
-        _keys.RESPONSE: nothing,
-        _keys.EFFECTIVE_N: unknown[:, 0],
-        _keys.EVIDENCE_SHARE: unknown[:, 0],
-        _keys.CITED_RELIABILITY: unknown[:, 0],
-        _keys.TASK: np.full(n, "control", dtype=object),
-    }
-
-
 def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """How `learned_from` is written: what was learned from left-out responses, of which perturbations and contexts."""
     names, contexts = (np.asarray([pair[i] for pair in pairs], dtype=str) for i in (0, 1))
@@ -153,72 +133,15 @@ def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
 def respond(
     task: Task, pairs: list[tuple[str, str]], states: Mapping[str, np.ndarray], *, progress: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Fields of pairs of perturbation and context, and what was learned of these; none if only the control is asked for.
+    """Values of pairs of perturbation and context, and what was learned of these; none if only the control is asked for.
 
     `states` is the mean expression (g,) of the cells of each context, on the genes of the reference.
     """
     if not pairs:
         return no_response(0, len(task.bank.genes)), pairs_learned("", [])
     query, learned_from = ask(task, pairs, np.array([states[context] for _, context in pairs]))
-    chunk, parts, once = at_once(task), [], task.method.once
-    if once is not None:
-        query = replace(query, worked=once(task.bank.fit.parameters, task.bank, query))
     with tqdm(total=len(pairs), unit="response", delay=BAR_AFTER, disable=not progress) as bar:
-        for start in range(0, len(pairs), chunk):
-            part = query.some(np.arange(start, min(start + chunk, len(pairs))))
-            parts.append(respond_to(task.method, task.bank, part))
-            bar.update(len(part))
-    return fields_of(task.bank, query, parts), learned_from
-
-
-def fields_of(
-    bank: Bank,
-    query: Query,
-    parts: Sequence[tuple[Selection, Answer]],
-    share: np.ndarray | None = None,
-    lines: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Answers by the names of the fields that they become, with the share of the evidence in each, which may be given.
-
-    `lines` says which query each answer is of, where it is not one each.
-    """
-    selections, answers = zip(*parts, strict=True)
-    rows, weights, distances = _stacked(selections)
-    evidence, adjustment = (
-        np.concatenate([getattr(part, name) for part in answers]) for name in ("evidence", "adjustment")
-    )
-    if share is None:
-        share = evidence_share(evidence, adjustment, bank.values.mean(axis=0))
-    # The last place is that of -1.
-    reliability = np.append(bank.obs[_keys.RELIABILITY].to_numpy(np.float64), 0.0)[rows]
-    total, unknown = weights.sum(axis=1), np.full(len(weights), np.nan)
-    values = {
-        _keys.ROWS: rows,
-        _keys.WEIGHTS: weights,
-        _keys.DISTANCES: distances,
-        _keys.EVIDENCE: evidence,
-        _keys.RESPONSE: evidence + adjustment,
-        _keys.EFFECTIVE_N: effective_n(weights),
-        _keys.EVIDENCE_SHARE: share,
-        _keys.CITED_RELIABILITY: np.divide((weights * reliability).sum(axis=1), total, out=unknown, where=total > 0),
-        _keys.TASK: _tasks(bank, query)[slice(None) if lines is None else lines],
-    }
-    if answers[0].explained is not None:
-        values[_keys.EMBEDDING_SHARE] = np.concatenate([part.explained for part in answers])
-    return values
-
-
-def _tasks(bank: Bank, query: Query) -> np.ndarray:
-    """(q,) what the rows that may be used hold of each perturbation.
-
-    Nothing, a combination that holds it, another context's response, or this one's.
-    """
-    rows = bank.screen.perturbed
-    same = _same_perturbation(bank, query) & query.eligible
-    holds = np.array([[set(asked) <= set(row) for row in rows] for asked in query.perturbed]) & query.eligible
-    here = same & (query.contexts[:, None] == bank.sections)
-    known = [part.any(axis=1) for part in (here, same, holds)]
-    return np.select(known, [MEASURED_HERE, UNSEEN_HERE, IN_COMBINATION], UNSEEN).astype(object)
+        return response_run.respond(task.method, task.bank, query, bar.update), learned_from
 
 
 def ask(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = None) -> tuple[Query, dict[str, Any]]:
@@ -228,53 +151,52 @@ def ask(task: Task, pairs: list[tuple[str, str]], state: np.ndarray | None = Non
     """
     bank, method, fit = task.bank, task.method, task.bank.fit
     query = Query(
+        eligible=_eligible(task, pairs),
         key=task.embed([name for name, _ in pairs]),
+        contexts=context_codes(np.array([context for _, context in pairs], dtype=object), bank.header),
+        perturbed=tuple(components(name, bank.header.control_names) for name, _ in pairs),
         state=state,
         n_neighbors=int(task.n_neighbors or (fit.n_candidates if method.cites_candidates else fit.n_neighbors)),
-        perturbed=tuple(components(name, bank.header.control_names) for name, _ in pairs),
-        contexts=context_codes(np.array([context for _, context in pairs], dtype=object), bank.header),
-        eligible=_eligible(task, pairs),
     )
-    _require_rows(task, query, pairs)
+    if method.lacks is not None:
+        reasons = method.lacks(bank, query)
+        bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
+        if bad:
+            raise ValueError(
+                f"Method {fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, or fit another "
+                "method."
+            )
     return query, _learned_from(task, query, pairs)
 
 
 def _eligible(task: Task, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
-    """(q, m) rows that each pair may use: those that differ from it in one of the columns of `exclude`."""
+    """(q, m) rows that each pair may use: those that differ from it in one of the columns of `exclude`.
+
+    Raises
+    ------
+    ValueError
+        If a pair has no row to answer from, or fewer than are to be cited.
+    """
     same = np.full((len(pairs), len(task.bank)), bool(task.exclude))
     for name, asked in zip((_keys.PERTURBATION, _keys.CONTEXT), zip(*pairs, strict=True), strict=True):
         if name in task.exclude:
             same &= np.array(asked, dtype=object)[:, None] == labels(task.bank.obs[name])
-    return task.allowed & ~same
-
-
-def at_once(task: Task) -> int:
-    """Queries to answer together: each is compared with its candidates over all genes."""
-    n_candidates = min(task.bank.fit.n_candidates, len(task.bank))
-    return max(1, int(_AT_ONCE / (n_candidates * len(task.bank.genes))))
-
-
-def _stacked(selections: Sequence[Selection]) -> list[np.ndarray]:
-    """Rows, weights and distances, in the width of the query that cites most rows."""
-    width = max(part.rows.shape[1] for part in selections)
-    out = []
-    for name, missing in (("rows", -1), ("weights", 0.0), ("distances", np.nan)):
-        arrays = [getattr(part, name) for part in selections]
-        padded = [np.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=missing) for x in arrays]
-        out.append(np.concatenate(padded))
-    return out
-
-
-def _same_perturbation(bank: Bank, query: Query) -> np.ndarray:
-    """(q, m) rows of each query's perturbation, whether it may use them or not."""
-    rows = bank.screen.perturbed
-    return np.array([[asked == measured for measured in rows] for asked in query.perturbed], dtype=bool)
+    eligible = task.allowed & ~same
+    if not eligible.any(axis=1).all():
+        bad = [f"{p} in {c}" for (p, c), some in zip(pairs, eligible.any(axis=1), strict=True) if not some]
+        raise ValueError(
+            f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left "
+            "out, and `where` may reject rows. Relax it, or add perturbations to the reference."
+        )
+    if task.method.cites:
+        check_fewer(task.n_neighbors, task.bank.fit.n_neighbors, int(eligible.sum(axis=1).min()))
+    return eligible
 
 
 def _learned_from(task: Task, query: Query, pairs: list[tuple[str, str]]) -> dict[str, Any]:
     """The queries whose own perturbation was left out of what may be used, although the method was fitted on it."""
     bank, method = task.bank, task.method
-    hit = _same_perturbation(bank, query) & ~query.eligible
+    hit = same_perturbation(bank, query) & ~query.eligible
     if method.needs_cells and bank.screen.cells is not None:
         # Rows with a single cell do not teach.
         hit &= np.bincount(bank.screen.cells.rows, minlength=len(bank.key)) > 1
@@ -288,27 +210,6 @@ def _learned_from(task: Task, query: Query, pairs: list[tuple[str, str]]) -> dic
             listing(f"{p} in {c}" for p, c in learned),
         )
     return pairs_learned("responses" if method.learns == "values" else method.learns, learned)
-
-
-def _require_rows(task: Task, query: Query, pairs: list[tuple[str, str]]) -> None:
-    """Raise a `ValueError` if a query has no row to answer from, or fewer than are to be cited."""
-    method, eligible = task.method, query.eligible.sum(axis=1)
-    if not eligible.all():
-        bad = [f"{p} in {c}" for (p, c), n in zip(pairs, eligible, strict=True) if n == 0]
-        raise ValueError(
-            f"No row of the reference may be used for {listing(bad)}: the own perturbation in its context is left "
-            "out, and `where` may reject rows. Relax it, or add perturbations to the reference."
-        )
-    if method.cites:
-        check_fewer(task.n_neighbors, task.bank.fit.n_neighbors, int(eligible.min()))
-    if method.lacks is not None:
-        reasons = method.lacks(task.bank, query)
-        bad = [f"{p} in {c} ({reason})" for (p, c), reason in zip(pairs, reasons, strict=True) if reason]
-        if bad:
-            raise ValueError(
-                f"Method {task.bank.fit.method!r} has nothing to answer from for {listing(bad)}. Leave these out, or "
-                "fit another method."
-            )
 
 
 def response_from_half(

@@ -16,12 +16,13 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import annotating_tables, is_predicted, regions_of, table_attrs
-from ragst_sd._gene_names import check_unit, names_in, shared_genes, stored_expression, why_few_shared
+from ragst_sd._gene_names import stored_expression
 from ragst_sd._labels import labels
 from ragst_sd._results import Prediction
 from ragst_sd._validate import listing, names_among, only_one, require_choice, require_key, require_type, require_unique
-from ragst_sd.reference.genes import sum_duplicates, take_genes
-from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, log_normalize, size_factors
+from ragst_sd.reference.current_names import names_in
+from ragst_sd.reference.genes import shared_genes, sum_duplicates, take_genes, why_few_shared
+from ragst_sd.reference.normalize import MIN_SHARED_GENES, UNITS, check_unit, log_normalize, size_factors
 from ragst_sd.retrieval.training import dense
 
 logger = logging.getLogger(__name__)
@@ -201,8 +202,8 @@ def compare(
     """
     require_choice(unit, UNITS, "unit")
     header, counts = prediction.header, None
-    matrix = stored_expression(measured, layer, "truth", "Name another table with `truth_key=`.")
-    names = names_in(str(header["naming"]), measured, "The prediction", "the measured table")
+    matrix, offered = stored_expression(measured, layer, "truth", "Name another table with `truth_key=`.")
+    names = names_in(str(header["naming"]), offered, "The prediction", "the measured table")
     check_unit(matrix, unit, _WHERE, names)
     counted = np.asarray(matrix.sum(axis=1)).ravel() > 0
     if unit == "counts":

@@ -77,10 +77,13 @@ def require_known(
         raise error(f"`{argument}`{lacking} {listing(missing)}; available: {listing(available)}.{near}")
 
 
+def as_names(names: str | Iterable[Any]) -> list[str]:
+    """One name or several, without repeats, in their order."""
+    return [names] if isinstance(names, str) else list(dict.fromkeys(str(name) for name in names))
+
+
 def name_list(names: str | Iterable[Any], argument: str, *, most: int | None = None) -> list[str]:
     """One name or several, each once: at least one, and no more than there is place for."""
-    from ragst_sd._labels import as_names
-
     require_type(names, (str, Iterable), argument, "Give a name or a list of names.")
     each = as_names(names)
     require_some(each, argument)

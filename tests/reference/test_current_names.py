@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ragst_sd.reference.current_names import CURRENT, current_names, names_by, species_of
+from ragst_sd.reference.current_names import CURRENT, current_names, names_in, species_of
 from ragst_sd.reference.symbols import load_table
 
 HUMAN = ["EPCAM", "KRT8", "FAM46C", "TENT5C", "MARCH1", "my_probe"]
@@ -56,7 +56,9 @@ def test_orthologues_one_to_one_and_nothing_else():
 
 def test_names_in_the_naming_of_a_reference():
     offered = {"symbol": ["Epcam", "Krt8", "Hbb-bs"]}
-    assert names_by("symbol", offered) == ["Epcam", "Krt8", "Hbb-bs"]
-    assert names_by("ensembl", offered) is None
-    assert names_by(CURRENT["mouse"], offered) == ["Epcam", "Krt8", "Hbb-bs"]
-    assert names_by(CURRENT["human"], offered) == ["EPCAM", "KRT8", "Hbb-bs (mouse)"]
+    whose = ("The reference", "`adata`")
+    assert names_in("symbol", offered, *whose) == ["Epcam", "Krt8", "Hbb-bs"]
+    assert names_in(CURRENT["mouse"], offered, *whose) == ["Epcam", "Krt8", "Hbb-bs"]
+    assert names_in(CURRENT["human"], offered, *whose) == ["EPCAM", "KRT8", "Hbb-bs (mouse)"]
+    with pytest.raises(ValueError, match=r"The reference names its genes by Ensembl ids, `adata` by symbols .*'Epcam'"):
+        names_in("ensembl", offered, *whose)

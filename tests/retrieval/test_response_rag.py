@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from ragst_sd.retrieval import response_selection
+from ragst_sd.retrieval import response_rag
 from ragst_sd.retrieval.bank import Query, Run
 from ragst_sd.retrieval.gate import entmax
 from ragst_sd.retrieval.response_baselines import choose_alpha
-from ragst_sd.retrieval.response_phi import bend, fit_space, no_bend
-from ragst_sd.retrieval.response_rag import Gate, Neighbors, _best, relative_responses, weigh
-from ragst_sd.retrieval.response_selection import TRUST, ResponseRagOptions, choose, fit_rag, held_out_correlations
+from ragst_sd.retrieval.response_gates import TRUST, Gate, choose, held_out_correlations, weigh
+from ragst_sd.retrieval.response_phi import Neighbors, bend, fit_space, no_bend, relative_responses
+from ragst_sd.retrieval.response_rag import ResponseRagOptions, _best, fit_rag
 from ragst_sd.retrieval.responses import closed_rows
 
 from ..screens import response_bank, small_response_bank
@@ -108,13 +108,13 @@ def test_held_out_rows_use_neither_their_perturbation_nor_what_holds_it(bank):
 
 
 def test_gates_are_judged_on_perturbations_that_they_were_not_chosen_for(bank, monkeypatch):
-    chosen, chose = [], response_selection._chosen
+    chosen, chose = [], response_rag.chosen_gates
 
     def watched(bank, run, correlation, rows, kind):
         chosen.append({bank.screen.perturbed[row] for row in rows})
         return chose(bank, run, correlation, rows, kind)
 
-    monkeypatch.setattr(response_selection, "_chosen", watched)
+    monkeypatch.setattr(response_rag, "chosen_gates", watched)
     fit_rag(bank, Run(ResponseRagOptions(penalties=(1.0,), sharpnesses=(1.0,)), n_neighbors=4, n_candidates=8))
     everybody, *others = chosen
     # So few are held out one by one; the combination alone is too few to be judged on.

@@ -353,7 +353,7 @@ def test_many_perturbations_are_answered_in_parts(bank, controls, method, capsys
     monkeypatch.setattr("ragst_sd._respond.BAR_AFTER", np.inf)
     whole = rg.tl.perturb(controls, bank, progress=True, **ask)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr("ragst_sd._respond._AT_ONCE", 1)
+    monkeypatch.setattr("ragst_sd.retrieval.response_run._AT_ONCE", 1)
     monkeypatch.setattr("ragst_sd._respond.BAR_AFTER", 0)
     parts = rg.tl.perturb(controls, bank, progress=True, **ask)
     assert "6/6" in capsys.readouterr().err

@@ -515,7 +515,7 @@ def test_chunks_of_spots_that_cite_differently_many_rows(tissue, bank, monkeypat
     rg.tl.fit(bank, method=method)
     ask = {"perturbations": asked, "context_key": "half", "n_permutations": 3, **LOGS}
     whole = perturbed(tissue, bank, **ask)
-    monkeypatch.setattr("ragst_sd._respond._AT_ONCE", 1)
+    monkeypatch.setattr("ragst_sd.retrieval.response_run._AT_ONCE", 1)
     parts = perturbed(tissue, bank, **ask)
     assert len(set((whole.obsm["retrieval_rows"] >= 0).sum(axis=1))) == 2
     for name in ("retrieval_rows", "retrieval_weights", "retrieval_distances"):

@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
-from ragst_sd._validate import require_key, require_known
+from ragst_sd._validate import as_names, require_key, require_known
 
 _LOWER_IS_BETTER = ("mae", "mse", "energy", "wasserstein", "mmd")
 # Half of the gap is closed; a gap smaller than this share of the way to a perfect score is none.

@@ -16,13 +16,13 @@ from ragst_sd import _keys
 from ragst_sd._bank import open_bank
 from ragst_sd._cell_types import measured_columns
 from ragst_sd._eligibility import eligible_rows, where_of
-from ragst_sd._labels import as_names, labels
+from ragst_sd._labels import labels
 from ragst_sd._metrics import finite_mean, pearson, score
 from ragst_sd._query import read_query
 from ragst_sd._reference import read_header
 from ragst_sd._results import Prediction, predicted, require_matching
 from ragst_sd._settings import settings
-from ragst_sd._validate import hint, listing, require_key, require_some
+from ragst_sd._validate import as_names, hint, listing, require_key, require_some
 from ragst_sd._workers import spread_blocks
 from ragst_sd.get._neighbors import neighbors
 from ragst_sd.retrieval.bank import Bank, Selection

@@ -10,12 +10,11 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
 from ragst_sd._metrics import METRICS, finite_mean, relative_spread, score
 from ragst_sd._results import MORE_IS_BETTER, predicted
 from ragst_sd._several import over_sections
 from ragst_sd._truth import compare, truth_table
-from ragst_sd._validate import hint, listing, require_key
+from ragst_sd._validate import as_names, hint, listing, require_key
 from ragst_sd.retrieval.training import dense
 
 WIDTH = "interval_width"

@@ -21,7 +21,7 @@ from ragst_sd.reference.symbols import (
 
 CURRENT = {species: f"current {species} symbol" for species in SPECIES}
 """Naming by species, beside `symbol` and `ensembl`, which are names as they came."""
-_KNOWN_SHARE = 0.5
+_KNOWN_SHARE, _SHOWN = 0.5, 3
 
 
 class Current(NamedTuple):
@@ -89,14 +89,29 @@ def current_names(offered: Mapping[str, Sequence[str]], *, orthologues_to: str |
     return Current(names, species, how)
 
 
-def names_by(naming: str, offered: Mapping[str, Sequence[str]]) -> list[str] | None:
-    """Names of a table's genes in a naming of a reference; None if the table does not offer it."""
-    if naming not in CURRENT.values():
-        return list(offered[naming]) if naming in offered else None
-    target = next(species for species, current in CURRENT.items() if current == naming)
-    names, species, _ = current_names(offered, orthologues_to=target)
-    # A gene without an orthologue must not meet one that happens to be written alike.
-    return [name or f"{before} ({species})" for name, before in zip(names, _leading(offered), strict=True)]
+def names_in(naming: str, offered: Mapping[str, Sequence[str]], owner: str, where: str) -> list[str]:
+    """Names of a table's genes in the naming of its `owner`.
+
+    Raises
+    ------
+    ValueError
+        If the table offers other names only.
+    """
+    if naming in CURRENT.values():
+        target = next(species for species, current in CURRENT.items() if current == naming)
+        names, species, _ = current_names(offered, orthologues_to=target)
+        # A gene without an orthologue must not meet one that happens to be written alike.
+        return [name or f"{before} ({species})" for name, before in zip(names, _leading(offered), strict=True)]
+    if naming in offered:
+        return list(offered[naming])
+    asked, has, column = "symbols", "Ensembl ids", "gene_symbols"
+    if naming == ENSEMBL:
+        asked, has, column = "Ensembl ids", "symbols", "gene_ids"
+    examples = ", ".join(map(repr, next(iter(offered.values()))[:_SHOWN]))
+    raise ValueError(
+        f"{owner} names its genes by {asked}, {where} by {has} (for instance {examples}). Add the missing names as a "
+        f"column of its `var` (`{column}`), or run `rg.pp.harmonize_genes` on it."
+    )
 
 
 def _leading(offered: Mapping[str, Sequence[str]]) -> Sequence[str]:

@@ -14,6 +14,9 @@ _ENSEMBL = re.compile(r"^ENS[A-Z]{0,4}G\d{11}(\.\d+)?$")
 # little else (spike-ins, custom probes).
 _MOSTLY = 0.9
 
+_SHOWN = 3
+_TO_ONE_SPECIES = "Bring one of them to the species of the other: `rg.pp.harmonize_genes(..., orthologues_to='human')`."
+
 _MISSING = {"", "nan", "NaN", "None", "<NA>", "NA"}
 
 SYMBOL, ENSEMBL = "symbol", "ensembl"
@@ -103,6 +106,41 @@ def changed_capitals(expected: Iterable[str], names: Iterable[str]) -> str:
         f" {len(pairs)} names differ in capitals only, which another tool has changed. Did you mean {ours!r} for "
         f"{theirs!r}? Give the genes their names back."
     )
+
+
+def shared_genes(
+    first: Sequence[str], second: Sequence[str], whose: str, *, needed: int = 1, why: str = ""
+) -> list[str]:
+    """Genes of both lists, in the order of the first; a `ValueError` if they are fewer than `needed`."""
+    available = set(second)
+    shared = [gene for gene in first if gene in available]
+    if len(shared) < needed:
+        raise ValueError(
+            f"{whose} share {len(shared)} genes; at least {needed} of {len(first)} are needed{why}. "
+            f"{why_few_shared(first, second, len(shared))}"
+        )
+    return shared
+
+
+def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -> str:
+    """What sets two lists of genes apart: their species, or all else."""
+    changed = changed_capitals(first, second)
+    if changed:
+        return changed.strip()
+    by_letters = {gene.upper(): gene for gene in second}
+    alike = {gene: by_letters[gene.upper()] for gene in first if gene.upper() in by_letters}
+    differing = [(gene, other) for gene, other in alike.items() if gene != other]
+    if len(differing) > n_shared:
+        example, other = differing[0]
+        return (
+            f"{len(differing)} more differ in capitals only (for instance {example!r} and {other!r}), as symbols of "
+            f"human and mouse do: the species differ. {_TO_ONE_SPECIES}"
+        )
+    prefixes = {gene.rstrip("0123456789") for gene in (*first[:1], *second[:1])}
+    if len(prefixes) > 1 and all(prefix.startswith("ENS") for prefix in prefixes):
+        return f"They are Ensembl ids of two species ({first[0]!r} and {second[0]!r}). {_TO_ONE_SPECIES}"
+    ours, theirs = (", ".join(map(repr, names[:_SHOWN])) or "none" for names in (first, second))
+    return f"Names are {ours} on one side, and {theirs} on the other."
 
 
 def duplicates(names: Sequence[str]) -> list[str]:

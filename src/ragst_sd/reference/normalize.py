@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from ragst_sd.reference.genes import duplicates
+
 TARGET_SUM = 1e4
 UNITS = ("counts", "log1p_cp10k")
 MIN_SHARED_GENES = 200
@@ -181,6 +183,19 @@ def check_log_normalized(matrix: sp.csr_matrix, where: str) -> None:
     }
     counts = "Give raw counts with `layer=` and leave `unit='counts'`."
     raise ValueError(f"{where} holds {why}: not log1p of counts per 10,000. {todo.get(kind, counts)}")
+
+
+def check_unit(matrix: sp.csr_matrix, unit: str, place: str, *names: Sequence[str]) -> None:
+    """Raise a `ValueError` unless values are what `unit` says; on a log scale, no list of names may hold one twice."""
+    if unit == "counts":
+        check_counts(matrix, place, OR_LOGS)
+        return
+    check_log_normalized(matrix, place)
+    for twice in filter(None, map(duplicates, names)):
+        raise ValueError(
+            f"{len(twice)} names of genes ({place}) are duplicated, for example {', '.join(map(repr, twice[:3]))}. "
+            "Values on a log scale cannot be added: give counts with `layer=`, or make the names unique."
+        )
 
 
 def size_factors(counts: sp.csr_matrix, names: Sequence[str], size_factor_genes: Sequence[str]) -> np.ndarray:

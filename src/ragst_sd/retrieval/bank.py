@@ -296,8 +296,6 @@ class Selection:
     """(n,) distance in appearance over its threshold."""
     query: Any = None
     """Of perturbations: what was asked for."""
-    strength: Any = None
-    """(n, 1) how much of what the cited rows say is added, for methods that trust them in part."""
     response: Any = None
     """(n, g) what selecting has already predicted, of methods that do both at once."""
 

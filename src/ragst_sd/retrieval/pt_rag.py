@@ -14,12 +14,13 @@ from torch import Tensor
 from ragst_sd.retrieval.bank import Answer, Bank, Cells, Query, Run, Selection
 from ragst_sd.retrieval.gate import normalised
 from ragst_sd.retrieval.loop import History, optimise, seeded
+from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import choice, count, not_negative, positive, switch
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRag, energy_distance, fit_net, net_from_arrays
 from ragst_sd.retrieval.pt_rag_responses import fit_responses, select_responses
 from ragst_sd.retrieval.response_phi import place
-from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, mean_response, select, shortened
+from ragst_sd.retrieval.responses import ask_rows, candidates, closed_rows, divided, select, shortened
 from ragst_sd.retrieval.search import Candidates, unit_rows
 
 logger = logging.getLogger(__name__)
@@ -238,9 +239,7 @@ def answer_pt_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selectio
     Evidence is that of the rows it took, or all of it where it took none.
     """
     response = np.asarray(selection.response)
-    cites = selection.weights.any(axis=1, keepdims=True)
-    evidence = np.where(cites, mean_response(bank, selection), response)
-    return Answer(evidence, response - evidence)
+    return divided(bank, selection, response, response)
 
 
 def predict_sets(
@@ -318,3 +317,17 @@ def _even(cells: Tensor, size: int) -> Tensor:
     if len(cells) <= size:
         return cells[torch.arange(size) % len(cells)]
     return cells[torch.as_tensor(np.linspace(0, len(cells) - 1, size).astype(int))]
+
+
+PT_RAG = Method(
+    PtRagOptions,
+    fit_pt_rag,
+    select=select_pt_rag,
+    answer=answer_pt_rag,
+    n_neighbors=16,
+    n_candidates=16,
+    starts_from="prediction without retrieval",
+    needs_cells=True,
+    needs_embedding=True,
+    learns="values",
+)

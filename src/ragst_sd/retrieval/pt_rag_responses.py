@@ -26,7 +26,7 @@ from ragst_sd.retrieval.loop import History, optimise, seeded
 from ragst_sd.retrieval.projection import fit_pca
 from ragst_sd.retrieval.pt_rag_model import PtRagResponses, at_state, fit_net, net_from_arrays
 from ragst_sd.retrieval.response_phi import fit_space, place_states
-from ragst_sd.retrieval.responses import Group, cite, grouped, pool_mean, relative
+from ragst_sd.retrieval.responses import Group, cite, cosines, grouped, pool_mean, relative
 from ragst_sd.retrieval.search import unit_rows
 
 _COMPONENTS = 100
@@ -224,9 +224,7 @@ def _held_score(
         perturbed = tuple(bank.screen.perturbed[row] for row in rows)
         query = Query(bank.key[rows], perturbed=perturbed, contexts=bank.sections[rows], eligible=eligible)
         added = _respond(net, parameters, bank, query, k)[0]
-        truth = bank.values[rows] - pool_mean(bank, query)
-        size = np.linalg.norm(added, axis=1) * np.linalg.norm(truth, axis=1)
-        scores.append(((added * truth).sum(axis=1) / np.maximum(size, _TINY)).mean())
+        scores.append(cosines(added, bank.values[rows] - pool_mean(bank, query)).mean())
     return float(np.mean(scores))
 
 

@@ -19,6 +19,7 @@ from ragst_sd.retrieval.responses import (
     patterns,
     pool_mean,
     relative,
+    same_perturbation,
     select,
 )
 from ragst_sd.retrieval.search import Candidates
@@ -118,15 +119,13 @@ def select_nearest(parameters: Mapping[str, Any], bank: Bank, query: Query, *, h
 
 def select_same(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
     """The same perturbation in other contexts."""
-    return _alike(bank, query, [[_own_elsewhere(bank, query, i)] for i in range(len(query))])
+    return _alike(bank, query, [[np.flatnonzero(rows)] for rows in _own_elsewhere(bank, query)])
 
 
 def lacks_same(bank: Bank, query: Query) -> list[str]:
     """Why a query has no response in another context; empty where it has."""
-    return [
-        "" if len(_own_elsewhere(bank, query, i)) else "no other context of the reference measured it"
-        for i in range(len(query))
-    ]
+    known = _own_elsewhere(bank, query).any(axis=1)
+    return np.where(known, "", "no other context of the reference measured it").tolist()
 
 
 def context_additive(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
@@ -136,9 +135,9 @@ def context_additive(parameters: Mapping[str, Any], bank: Bank, selection: Selec
     """
     query, evidence = selection.query, mean_response(bank, selection)
     adjustment = np.zeros_like(evidence)
-    for i in range(len(query)):
+    for i, others in enumerate(_own_elsewhere(bank, query)):
         usable = np.flatnonzero(query.eligible[i])
-        at = np.array([query.contexts[i], *bank.sections[_own_elsewhere(bank, query, i)]])
+        at = np.array([query.contexts[i], *bank.sections[others]])
         here, *elsewhere = means_at(bank.values[usable], bank.sections[usable], at)
         adjustment[i] = here - np.mean(elsewhere, axis=0)
     return Answer(evidence, adjustment)
@@ -173,20 +172,15 @@ def lacks_singles(bank: Bank, query: Query) -> list[str]:
     return reasons
 
 
-def _own_elsewhere(bank: Bank, query: Query, i: int) -> np.ndarray:
-    """Rows of the same perturbation in other contexts."""
-    return np.flatnonzero(query.eligible[i] & _is(bank, query.perturbed[i]) & (bank.sections != query.contexts[i]))
-
-
-def _is(bank: Bank, perturbation: tuple[str, ...]) -> np.ndarray:
-    """(m,) whether each row is of this perturbation."""
-    return np.array([genes == perturbation for genes in bank.screen.perturbed], dtype=bool)
+def _own_elsewhere(bank: Bank, query: Query) -> np.ndarray:
+    """(q, m) rows of the same perturbation in other contexts."""
+    return same_perturbation(bank, query) & query.eligible & (query.contexts[:, None] != bank.sections)
 
 
 def _singles(bank: Bank, query: Query, i: int) -> list[np.ndarray]:
     """Rows of each gene of a combination alone: in the query's context, or in all where it has none of its own."""
-    pool = query.pool(bank)[i]
-    return [np.flatnonzero(pool & _is(bank, (gene,))) for gene in query.perturbed[i]]
+    pool = np.flatnonzero(query.pool(bank)[i])
+    return [pool[[bank.screen.perturbed[row] == (gene,) for row in pool]] for gene in query.perturbed[i]]
 
 
 def _alike(bank: Bank, query: Query, parts: list[list[np.ndarray]]) -> Selection:

@@ -9,9 +9,8 @@ from typing import Any
 from ragst_sd.retrieval import response_baselines as baselines
 from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.method import Method
-from ragst_sd.retrieval.pt_rag import PtRagOptions, answer_pt_rag, fit_pt_rag, select_pt_rag
-from ragst_sd.retrieval.response_rag import answer_rag, prepare_rag, select_rag
-from ragst_sd.retrieval.response_selection import ResponseRagOptions, fit_rag
+from ragst_sd.retrieval.pt_rag import PT_RAG
+from ragst_sd.retrieval.response_rag import RAG
 from ragst_sd.retrieval.response_shares import fit_stack, kernel_ridge, stack_of
 from ragst_sd.retrieval.responses import cited_response
 
@@ -25,29 +24,8 @@ _PLAIN = partial(Method, baselines.NoOptions, _keep)
 _EQUAL = partial(Method, baselines.EqualOptions, _keep, answer=cited_response, cites_candidates=True)
 
 RESPONSE_METHODS: dict[str, Method] = {
-    "rag": Method(
-        ResponseRagOptions,
-        fit_rag,
-        select_rag,
-        answer_rag,
-        n_neighbors=16,
-        n_candidates=128,
-        prepare=prepare_rag,
-        once=stack_of,
-        learns="settings",
-    ),
-    "pt_rag": Method(
-        PtRagOptions,
-        fit_pt_rag,
-        select_pt_rag,
-        answer_pt_rag,
-        n_neighbors=16,
-        n_candidates=16,
-        starts_from="prediction without retrieval",
-        needs_cells=True,
-        needs_embedding=True,
-        learns="values",
-    ),
+    "rag": RAG,
+    "pt_rag": PT_RAG,
     "none": _PLAIN(answer=baselines.nothing, starts_from="no response"),
     "mean": _PLAIN(answer=baselines.mean),
     "additive": _PLAIN(baselines.select_singles, baselines.additive, lacks=baselines.lacks_singles),

@@ -1,4 +1,4 @@
-r"""Where `rag` looks for related perturbations: a space that depends on the state of the cells.
+r"""Where `rag` looks for related perturbations: a space that depends on the state of the cells, and candidates there.
 
 .. math:: \phi(e, z) = \big[\, (1 - \rho)\, e,\; \rho\, (B_0 + \sum_l z_l B_l)\, e \,\big]
 
@@ -10,13 +10,14 @@ genes, on e and on z e.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ragst_sd.retrieval.bank import Bank, Query
 from ragst_sd.retrieval.projection import fit_pca
-from ragst_sd.retrieval.responses import patterns, relative
+from ragst_sd.retrieval.responses import candidates, means_at, patterns, relative
 from ragst_sd.retrieval.search import unit_rows
 
 _MAX_STATES = 4
@@ -160,3 +161,67 @@ def spanned(x: np.ndarray, q: np.ndarray) -> np.ndarray:
     out = np.divide(along, size, out=np.zeros_like(size), where=size > 0)
     # What rounding leaves is nothing: nobody is to be cited for it.
     return np.where(out < _LEAST_SHARE, 0.0, np.minimum(out, 1.0))
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """Candidates of each query, and what the weights are made from and applied to, for any state of its cells."""
+
+    rows: np.ndarray
+    """(q, K), -1 for none."""
+    distance: np.ndarray
+    """(q, K) squared distances of embeddings."""
+    learned: dict[float, Bend]
+    """Squared distances of what B makes of them, by penalty."""
+    explained: np.ndarray
+    """(q, 1) share of each query's embedding that the rows it may use span: how far all but their mean is trusted."""
+
+
+def find_neighbors(
+    parameters: Mapping[str, Any],
+    bank: Bank,
+    query: Query,
+    n_candidates: int,
+    penalties: tuple[float, ...],
+    teach: np.ndarray | None = None,
+) -> Neighbors:
+    """Stage 1, and the distances that stage 2 weighs.
+
+    Parameters
+    ----------
+    penalties
+        Penalties of B to try.
+    teach
+        (q, m) rows that B is learned from for each query; those it may use if left out.
+    """
+    x, places = place(parameters, bank.key), place(parameters, query.key)
+    z = place_states(parameters, bank.screen.states[bank.sections])
+    found = candidates(bank, query, query.pool(bank), min(n_candidates, len(bank.key)))
+    rows = np.maximum(found.rows, 0)
+    learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
+    for queries, taught in patterns(query.eligible if teach is None else teach):
+        learned_at = learned_places(bank, x, z, places[queries], taught, penalties) if penalties else []
+        for penalty, (mine, theirs) in zip(penalties, learned_at, strict=True):
+            for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
+                whole[queries] = part
+    return Neighbors(
+        rows=found.rows,
+        distance=((places[:, None, :] - x[rows]) ** 2).sum(axis=2),
+        learned=learned,
+        explained=explained(bank, query)[:, None],
+    )
+
+
+def relative_responses(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
+    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
+
+    Means are taken over the rows that the query may use.
+    """
+    rows, at = np.maximum(rows, 0), np.arange(bank.sections.max() + 1)
+    centres = np.empty((*rows.shape, bank.values.shape[1]))
+    for queries, allowed in patterns(query.eligible):
+        means = means_at(bank.values[allowed], bank.sections[allowed], at)
+        centres[queries] = means[bank.sections[rows[queries]]]
+    # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
+    dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
+    return bank.values[rows] * dose[..., None] - centres

@@ -14,137 +14,131 @@ the rest of f the adjustment.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 
-from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
-from ragst_sd.retrieval.gate import entmax
+from ragst_sd.retrieval.bank import Answer, Bank, Query, Run, Selection
+from ragst_sd.retrieval.method import Method
+from ragst_sd.retrieval.options import count, numbers, positive
 from ragst_sd.retrieval.response_baselines import bilinear
+from ragst_sd.retrieval.response_gates import GATE_FIELDS, Gate, chosen_gates, held_out_correlations, weigh
 from ragst_sd.retrieval.response_phi import (
-    Bend,
-    bend,
+    Neighbors,
     clip_states,
-    doses,
     explained,
-    learned_places,
-    no_bend,
-    place,
+    find_neighbors,
+    fit_space,
     place_states,
+    relative_responses,
 )
-from ragst_sd.retrieval.response_shares import ALONE, by_gates_alone, stack_of
+from ragst_sd.retrieval.response_shares import ALONE, KINDS, by_gates_alone, fit_stack, stack_of
 from ragst_sd.retrieval.response_stack import MEASURED, Stacked
-from ragst_sd.retrieval.responses import (
-    candidates,
-    cite,
-    familiar,
-    mean_response,
-    means_at,
-    patterns,
-    pool_mean,
-)
+from ragst_sd.retrieval.responses import cite, closed_rows, divided, familiar, pool_mean
 
-_NOBODY = -1e9
-# Kind of query, the fields of a gate, two trusts and a share.
-GATE_FIELDS = 8
-
-
-class Gate(NamedTuple):
-    """How candidates are weighed."""
-
-    penalty: float
-    """Of the regression B in phi."""
-    learned: float
-    """Share rho of B in phi."""
-    sharpness: float
-    reach: float
-    """Squared distance at which the null slot stands; infinite for none."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Neighbors:
-    """Candidates of each query, and what the weights are made from and applied to, for any state of its cells."""
-
-    rows: np.ndarray
-    """(q, K), -1 for none."""
-    distance: np.ndarray
-    """(q, K) squared distances of embeddings."""
-    learned: dict[float, Bend]
-    """Squared distances of what B makes of them, by penalty."""
-    explained: np.ndarray
-    """(q, 1) share of each query's embedding that the rows it may use span: how far all but their mean is trusted."""
-
-
-def find_neighbors(
-    parameters: Mapping[str, Any],
-    bank: Bank,
-    query: Query,
-    n_candidates: int,
-    penalties: tuple[float, ...],
-    teach: np.ndarray | None = None,
-) -> Neighbors:
-    """Stage 1, and the distances that stage 2 weighs.
+class ResponseRagOptions:
+    """Options of `rag` for responses to perturbations.
 
     Parameters
     ----------
+    n_components
+        Principal components of the embedding at most.
     penalties
-        Penalties of B to try.
-    teach
-        (q, m) rows that B is learned from for each query; those it may use if left out.
+        Penalties of the regression B to choose from.
+    sharpnesses
+        Sharpnesses of the gate to choose from.
+    rank, alpha
+        Of its bilinear part, as for `bilinear`.
     """
-    x, places = place(parameters, bank.key), place(parameters, query.key)
-    z = place_states(parameters, bank.screen.states[bank.sections])
-    found = candidates(bank, query, query.pool(bank), min(n_candidates, len(bank.key)))
-    rows = np.maximum(found.rows, 0)
-    learned = {penalty: no_bend(rows.shape[0], rows.shape[1], z.shape[1]) for penalty in penalties}
-    for queries, taught in patterns(query.eligible if teach is None else teach):
-        learned_at = learned_places(bank, x, z, places[queries], taught, penalties) if penalties else []
-        for penalty, (mine, theirs) in zip(penalties, learned_at, strict=True):
-            for whole, part in zip(learned[penalty], bend(mine, theirs[rows[queries]]), strict=True):
-                whole[queries] = part
-    return Neighbors(
-        rows=found.rows,
-        distance=((places[:, None, :] - x[rows]) ** 2).sum(axis=2),
-        learned=learned,
-        explained=explained(bank, query)[:, None],
-    )
+
+    n_components: int = count(64)
+    penalties: tuple[float, ...] = numbers((0.1, 1.0, 10.0))
+    sharpnesses: tuple[float, ...] = numbers((0.5, 1.0, 2.0, 4.0, 8.0))
+    rank: int = count(10)
+    alpha: float = positive(0.1)
 
 
-def relative_responses(bank: Bank, query: Query, rows: np.ndarray) -> np.ndarray:
-    """(q, K, g) responses of rows on the dose of the query, relative to the means of their contexts.
+def fit_rag(bank: Bank, run: Run) -> dict[str, Any]:
+    """Choose the gate and how far to trust it.
 
-    Means are taken over the rows that the query may use.
+    Returns
+    -------
+    Axes of embeddings and states; `gates`, one line each: kind of query (0 without, 1 with measured relatives, 2
+    measured in other contexts; `ALONE` more where nothing is added to them) and the fields of a `Gate`; `rank` and
+    `alpha` of `bilinear`. Of a single perturbation it is the mean.
     """
-    rows, at = np.maximum(rows, 0), np.arange(bank.sections.max() + 1)
-    centres = np.empty((*rows.shape, bank.values.shape[1]))
-    for queries, allowed in patterns(query.eligible):
-        means = means_at(bank.values[allowed], bank.sections[allowed], at)
-        centres[queries] = means[bank.sections[rows[queries]]]
-    # Perturbed genes of the query over those of the row: two genes are expected to do twice what one does.
-    dose = doses(query.perturbed)[:, None] / doses(bank.screen.perturbed)[rows]
-    return bank.values[rows] * dose[..., None] - centres
+    options = run.options
+    space = fit_space(bank, options.n_components)
+    gates: list[tuple[int, Gate]] = []
+    tried: Any = None
+    # The gates follow the state of the cells, and compare embeddings.
+    compares, only_one = bank.screen.from_cells and bank.key.shape[1], closed_rows(bank).all()
+    if compares and only_one:
+        # Nothing is held out where nothing is left to answer from: no gate has shown that it gains anything.
+        logger.warning(
+            "rag: the responses are all of one perturbation, so that nothing can be held out to choose on; it is the "
+            "mean."
+        )
+    elif bank.key.shape[1] and not space["projection"].shape[1] and not only_one:
+        logger.warning(
+            "rag: the embeddings of all perturbations point one way, and rag compares directions: they do not tell "
+            "which perturbations are alike. Build the reference with an embedding of several columns."
+        )
+    elif compares:
+        tried = held_out_correlations(bank, run, space)
+        gates, gains = chosen_gates(bank, run, *tried)
+        for i, name in enumerate(KINDS[:MEASURED]):
+            of_kind = [gate for kind, gate in gates if kind == i]
+            logger.info(
+                "rag, perturbations %s: trust in regression %.2f, in retrieval %.2f; the best gate gains %.3f "
+                "(standard error %.3f) over the mean of the others on held-out ones.",
+                name,
+                sum(gate.share * gate.line for gate in of_kind),
+                sum(gate.share * gate.retrieval for gate in of_kind),
+                *gains[i],
+            )
+    parameters = {
+        **space,
+        "rank": options.rank,
+        "alpha": options.alpha,
+        "n_candidates": run.n_candidates,
+        "gates": _lines(gates),
+    }
+
+    def gated(bank: Bank, query: Query) -> np.ndarray:
+        # Chosen anew without those asked about: on what a gate was chosen for, it looks better than it is.
+        others = np.array([bank.screen.perturbed[row] not in query.perturbed for row in tried[1]])
+        judges = others if others.any() else ~others
+        anew = chosen_gates(bank, run, *(part[..., judges] for part in tried))[0]
+        ready = prepare_rag({**parameters, "gates": _lines(anew)}, bank, query)
+        _, answer = ready.respond(np.arange(len(query)), place_states(parameters, query.states(bank)))
+        return answer.evidence + answer.adjustment - ready.level
+
+    stack = fit_stack(bank, run, gated=gated if gates else None)
+    return {**parameters, **stack, "gates": _shared(gates, stack["stack_gated"])}
 
 
-def weigh(neighbors: Neighbors, gate: Gate, n_neighbors: int, line: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """(n, K) weights of the candidates of queries `line` in states (n, l).
+def _shared(gates: list[tuple[int, Gate]], shares: np.ndarray) -> np.ndarray:
+    """Lines of gates with trusts times their share beside other parts, and of those that answer queries alone."""
+    measured = [(MEASURED, gate) for kind, gate in gates if kind == MEASURED - 1]
+    beside = [
+        (kind, gate._replace(line=gate.line * shares[kind], retrieval=gate.retrieval * shares[kind]))
+        for kind, gate in [*gates, *measured]
+    ]
+    return _lines([*beside, *((ALONE + kind, gate) for kind, gate in gates)])
 
-    What they lack to one is what the null slot took.
-    """
-    squared = (1 - gate.learned) ** 2 * neighbors.distance[line]
-    if gate.learned > 0:
-        squared = squared + gate.learned**2 * neighbors.learned[gate.penalty].at(line, z)
-    logits = np.where(neighbors.rows[line] >= 0, -gate.sharpness * squared, -np.inf)
-    # Of equally good ones the first are taken: the rows nearer in the embedding.
-    taken = np.argsort(-logits, axis=1, kind="stable")[:, :n_neighbors]
-    null = -gate.sharpness * gate.reach if np.isfinite(gate.reach) else _NOBODY
-    with_null = np.concatenate([np.take_along_axis(logits, taken, axis=1), np.full((len(logits), 1), null)], axis=1)
-    weights = np.zeros_like(logits)
-    np.put_along_axis(weights, taken, entmax(torch.as_tensor(with_null))[:, :-1].numpy(), axis=1)
-    return weights
+
+def _lines(gates: list[tuple[int, Gate]]) -> np.ndarray:
+    """Gates as a fit keeps them, each with its kind of query."""
+    return np.array([(kind, *gate) for kind, gate in gates], dtype=np.float64).reshape(-1, GATE_FIELDS)
 
 
 def select_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
@@ -162,9 +156,7 @@ def answer_rag(parameters: Mapping[str, Any], bank: Bank, selection: Selection) 
 
 def _answered(bank: Bank, selection: Selection, response: np.ndarray, level: np.ndarray, share: np.ndarray) -> Answer:
     """The response as evidence, the mean of the pool where nobody is cited, and the rest."""
-    cites = selection.weights.any(axis=1, keepdims=True)
-    evidence = np.where(cites, mean_response(bank, selection), level)
-    return Answer(evidence, response - evidence, explained=share if bank.key.shape[1] else None)
+    return divided(bank, selection, response, level)._replace(explained=share if bank.key.shape[1] else None)
 
 
 def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> ReadyRag:
@@ -174,7 +166,7 @@ def prepare_rag(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Read
         alone = by_gates_alone(parameters, bank, query)
         kind = np.where(alone, ALONE + kind, np.where(stacked.measured, MEASURED, kind))
     gates = {int(code): _gates(parameters, code) for code in np.unique(kind)}
-    penalties = tuple(sorted({gate.penalty for of_kind in gates.values() for gate, *_ in of_kind if gate.learned > 0}))
+    penalties = tuple(sorted({gate.penalty for of_kind in gates.values() for gate in of_kind if gate.learned > 0}))
     if any(gates.values()):
         neighbors = find_neighbors(parameters, bank, query, int(parameters["n_candidates"]), penalties)
     else:
@@ -193,7 +185,7 @@ class ReadyRag:
     neighbors: Neighbors
     kind: np.ndarray
     """(q,) 1 for queries with measured relatives."""
-    gates: dict[int, list[tuple[Gate, float, float, float]]]
+    gates: dict[int, list[Gate]]
     stacked: Stacked | None = None
     """What the stack adds; `None` in fits of earlier releases."""
 
@@ -207,7 +199,7 @@ class ReadyRag:
         """(q, g) the mean of the pool and, as far as these are trusted, what bilinear regression and the stack add."""
         out = self.level.copy()
         for code, gates in self.gates.items():
-            at, trust = np.flatnonzero(self.kind == code), sum(share * line for _, line, _, share in gates)
+            at, trust = np.flatnonzero(self.kind == code), sum(gate.share * gate.line for gate in gates)
             if trust:
                 line = bilinear(self.parameters, self.bank, self.query.some(at))
                 out[at] += trust * self.neighbors.explained[at] * (line.evidence + line.adjustment - out[at])
@@ -255,16 +247,17 @@ class ReadyRag:
         trusted = np.zeros((len(line), self.neighbors.rows.shape[1]))
         for code, gates in self.gates.items():
             at = np.flatnonzero(self.kind[line] == code)
-            for gate, _, trust, share in gates:
-                if trust and len(at):
-                    trusted[at] += share * trust * weigh(self.neighbors, gate, self.query.n_neighbors, line[at], z[at])
+            for gate in gates:
+                if gate.retrieval and len(at):
+                    weights = weigh(self.neighbors, gate, self.query.n_neighbors, line[at], z[at])
+                    trusted[at] += gate.share * gate.retrieval * weights
         return self.neighbors.explained[line] * _best(trusted, self.query.n_neighbors)
 
 
-def _gates(parameters: Mapping[str, Any], kind: int) -> list[tuple[Gate, float, float, float]]:
-    """Gates of a kind of query, each with its trust in regression, in retrieval, and its share."""
+def _gates(parameters: Mapping[str, Any], kind: int) -> list[Gate]:
+    """Gates of a kind of query."""
     lines = np.asarray(parameters["gates"], dtype=np.float64).reshape(-1, GATE_FIELDS)
-    return [(Gate(*line[1:5].tolist()), *line[5:].tolist()) for line in lines[lines[:, 0] == kind]]
+    return [Gate(*line[1:].tolist()) for line in lines[lines[:, 0] == kind]]
 
 
 def _best(weights: np.ndarray, k: int) -> np.ndarray:
@@ -274,3 +267,16 @@ def _best(weights: np.ndarray, k: int) -> np.ndarray:
     np.put_along_axis(out, order, 0.0, axis=1)
     total = out.sum(axis=1, keepdims=True)
     return out * np.divide(weights.sum(axis=1, keepdims=True), total, out=np.ones_like(total), where=total > 0)
+
+
+RAG = Method(
+    ResponseRagOptions,
+    fit_rag,
+    select=select_rag,
+    answer=answer_rag,
+    prepare=prepare_rag,
+    once=stack_of,
+    n_neighbors=16,
+    n_candidates=128,
+    learns="settings",
+)

@@ -11,8 +11,19 @@ import numpy as np
 
 from ragst_sd.retrieval.bank import Answer
 from ragst_sd.retrieval.response_phi import doses
-from ragst_sd.retrieval.response_stack import MEASURED, PARTS, Lesson, Settings, Stacked, lessons, part, stack
-from ragst_sd.retrieval.responses import ask_rows, closed_rows, familiar, pool_mean, relative, shape_halves
+from ragst_sd.retrieval.response_stack import MEASURED, MIN_KIND, PARTS, Lesson, Settings, Stacked, lessons, part, stack
+from ragst_sd.retrieval.responses import (
+    MAX_QUERIES,
+    ask_rows,
+    closed_rows,
+    cosines,
+    familiar,
+    pool_mean,
+    relative,
+    reliance,
+    same_perturbation,
+    shape_halves,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,12 +37,8 @@ logger = logging.getLogger(__name__)
 ALONE = 3
 """Added to the kind of a query, for the gates of those that have nothing beside them."""
 KINDS = ("without measured relatives", "with measured relatives", "measured in other contexts")
-# With fewer held-out rows of a kind than this, what was chosen on all unseen ones serves.
-_MIN_KIND = 6
 # Of few rows each perturbation is left out by itself, so that the others are as many as when it matters.
 _MIN_FOLDS, _FOLDS_TIMES_ROWS = 5, 1280
-_MAX_QUERIES = 256
-_LEAST_WEIGHT = 0.05
 _BETAS = (0.0, 0.25, 1.0)
 _ALPHAS = (0.5, 1.0, 2.0, 4.0, 8.0)
 _POWERS = (1.0, 3.0, 6.0)
@@ -123,8 +130,7 @@ def by_gates_alone(parameters: Mapping[str, Any], bank: Bank, query: Query) -> n
     gates = np.asarray(parameters.get("gates", np.zeros((0, 1))))
     if not (gates[:, 0] >= ALONE).any():
         return np.zeros(len(query), dtype=bool)
-    same = np.array([[genes == other for other in bank.screen.perturbed] for genes in query.perturbed], dtype=bool)
-    own = same & query.eligible & (query.contexts[:, None] == bank.sections)
+    own = same_perturbation(bank, query) & query.eligible & (query.contexts[:, None] == bank.sections)
     return np.asarray(own.any(axis=1) | (query.contexts < 0))
 
 
@@ -146,7 +152,7 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
     # Another fold of each context in turn, until they are enough.
     for turn, (i, context) in product(range(n_folds), enumerate(contexts)):
         rows = np.flatnonzero((fold == (turn + i) % n_folds) & (bank.sections == context))
-        if not len(rows) or n_asked >= _MAX_QUERIES:
+        if not len(rows) or n_asked >= MAX_QUERIES:
             continue
         shut = closed[rows].any(axis=0)
         if kind == MEASURED:
@@ -164,7 +170,7 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
             known = familiar(bank, query) == bool(kind)
         at = np.flatnonzero(known)
         of_kind.append((rows[at], query.some(at)))
-    if kind != MEASURED and sum(len(rows) for rows, _ in of_kind) < _MIN_KIND:
+    if kind != MEASURED and sum(len(rows) for rows, _ in of_kind) < MIN_KIND:
         of_kind = [] if kind else parts
     same = np.array_equal(shaped[0].values, shaped[1].values)
     return [
@@ -176,11 +182,10 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
 
 
 def _held(one: Bank, other: Bank, rows: np.ndarray, query: Query, lesson: Lesson) -> Held:
-    weight = np.clip(one.screen.reliability[rows], _LEAST_WEIGHT, 1)
     dose_of_rows = doses(one.screen.perturbed)[lesson.allowed, None]
     gaps = relative(one.values[lesson.allowed], one.sections[lesson.allowed]) / dose_of_rows
     level, dose = pool_mean(one, query), doses(query.perturbed)[:, None]
-    return Held(one, query, lesson, gaps, dose, level, other.values[rows] - level, weight)
+    return Held(one, query, lesson, gaps, dose, level, other.values[rows] - level, reliance(one, rows))
 
 
 def choose_stack(
@@ -237,10 +242,7 @@ def choose_stack(
 def _cosine(held: list[Held], found: list[np.ndarray]) -> tuple[float, float]:
     """Weighted mean of the cosines of rows with their truth, and its standard error."""
     truth, weight = (np.concatenate([getattr(one, name) for one in held]) for name in ("truth", "weight"))
-    rows = np.concatenate(found)
-    size = np.linalg.norm(rows, axis=1) * np.linalg.norm(truth, axis=1)
-    cosine = np.divide((rows * truth).sum(axis=1), size, out=np.zeros(len(rows)), where=size > _TINY)
-    scaled = cosine * weight / weight.mean()
+    scaled = cosines(np.concatenate(found), truth) * weight / weight.mean()
     return float(scaled.mean()), float(scaled.std() / np.sqrt(len(scaled)))
 
 

@@ -34,6 +34,8 @@ from ragst_sd.retrieval.search import unit_rows
 MEASURED = 2
 """Kind of the queries that were measured in another context; the others have measured relatives (1) or none (0)."""
 PARTS = ("knn", "learned", "kernel_ridge", "ridge", "moved", "copy")
+# With fewer held-out rows of a kind than this, what was chosen on all of them serves.
+MIN_KIND = 6
 # Principal components of responses that are looked at, and that are predicted.
 _COMPONENTS = 100
 _LEAST_ROWS = 3

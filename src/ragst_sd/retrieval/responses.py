@@ -14,11 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval.bank import Answer, Bank, Query, Selection
+from ragst_sd.retrieval.gate import normalised
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.projection import largest_positive
 from ragst_sd.retrieval.search import Candidates, Eligibility, find_candidates
 
 _MAX_COMPONENTS = 128
+# Held-out rows to choose settings on, at most.
+MAX_QUERIES = 256
+# Rows that say nothing about accuracy hardly count.
+_LEAST_WEIGHT = 0.05
+_TINY = 1e-12
 
 
 def patterns(masks: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -83,6 +89,13 @@ def cited_response(parameters: Mapping[str, Any], bank: Bank, selection: Selecti
     return Answer(evidence, np.zeros_like(evidence))
 
 
+def divided(bank: Bank, selection: Selection, response: np.ndarray, otherwise: np.ndarray) -> Answer:
+    """A response as evidence, which is `otherwise` where nobody is cited, and the rest."""
+    cites = selection.weights.any(axis=1, keepdims=True)
+    evidence = np.where(cites, mean_response(bank, selection), otherwise)
+    return Answer(evidence, response - evidence)
+
+
 def shortened(selection: Selection, k: int) -> Selection:
     """Cited rows first, at most `k` of them."""
     order = np.argsort(-selection.weights, axis=1, kind="stable")[:, :k]
@@ -119,6 +132,17 @@ def ask_rows(bank: Bank, rows: np.ndarray, closed: np.ndarray) -> Query:
     )
 
 
+def reliance(bank: Bank, rows: np.ndarray) -> np.ndarray:
+    """(n,) how much each held-out row counts: by its reliability."""
+    return np.clip(bank.screen.reliability[rows], _LEAST_WEIGHT, 1)
+
+
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(n,) cosines of rows; zero where there is nothing."""
+    size = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    return np.divide((first * second).sum(axis=1), size, out=np.zeros(len(size)), where=size > _TINY)
+
+
 def shape_halves(bank: Bank, n_components: int | None = _MAX_COMPONENTS) -> tuple[Bank, Bank]:
     """The bank with the responses against either half of the controls, without their mean over genes, in few axes.
 
@@ -136,6 +160,12 @@ def shape_halves(bank: Bank, n_components: int | None = _MAX_COMPONENTS) -> tupl
     values = (coordinates, coordinates) if same else (coordinates[: len(first)], coordinates[len(first) :])
     screen = replace(bank.screen, halves=values)
     return replace(bank, values=values[0], screen=screen), replace(bank, values=values[1], screen=screen)
+
+
+def same_perturbation(bank: Bank, query: Query) -> np.ndarray:
+    """(q, m) rows of each query's perturbation, whether it may use them or not."""
+    rows = bank.screen.perturbed
+    return np.array([[asked == measured for measured in rows] for asked in query.perturbed], dtype=bool)
 
 
 def familiar(bank: Bank, query: Query) -> np.ndarray:
@@ -207,7 +237,5 @@ def cite(bank: Bank, query: Query, weights: np.ndarray) -> Selection:
     """The rows with the largest of (q, m) weights, as shares of what is cited."""
     rows = np.argsort(-weights, axis=1, kind="stable")[:, : query.n_neighbors]
     weights = np.take_along_axis(weights, rows, axis=1)
-    total = weights.sum(axis=1, keepdims=True)
     rows = np.where(weights > 0, rows, -1)
-    share = np.divide(weights, total, out=np.zeros_like(weights), where=total > 0)
-    return Selection(query.key, rows, share, distances_to(bank, query, rows), query=query, strength=total)
+    return Selection(query.key, rows, normalised(weights), distances_to(bank, query, rows), query=query)

@@ -12,11 +12,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import names_in, shared_genes, stored_expression
+from ragst_sd._gene_names import stored_expression
 from ragst_sd._labels import is_missing, labels
 from ragst_sd._reference import read_header
 from ragst_sd._validate import listing, names_among, require_key, require_known, require_positive, require_type
-from ragst_sd.reference.genes import sum_duplicates
+from ragst_sd.reference.current_names import names_in
+from ragst_sd.reference.genes import shared_genes, sum_duplicates
 from ragst_sd.reference.normalize import TARGET_SUM, as_csr, check_counts
 
 logger = logging.getLogger(__name__)
@@ -294,9 +295,9 @@ def read_single_cells(
         )
     require_key(cell_type_key, adata_sc.obs, "adata_sc.obs", "`cell_type_key` names the column with cell types.")
     layers = listing(name for name in adata_sc.layers if name)
-    counts = stored_expression(adata_sc, layer, "adata_sc", f"Name a layer with counts: {layers}.")
+    counts, offered = stored_expression(adata_sc, layer, "adata_sc", f"Name a layer with counts: {layers}.")
     check_counts(counts, "adata_sc.X" if layer is None else f"adata_sc.layers[{layer!r}]")
-    names_of_genes = names_in(naming, adata_sc, "The reference", "`adata_sc`")
+    names_of_genes = names_in(naming, offered, "The reference", "`adata_sc`")
 
     column = adata_sc.obs[cell_type_key]
     types = labels(column).astype(str)

@@ -12,9 +12,10 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._gene_embedding import NO_EMBEDDING, embed, embedding_table, lookup, missing_genes, spelling
-from ragst_sd._labels import as_names
+from ragst_sd._gene_names import read_expression
 from ragst_sd._reference import reference_hash
 from ragst_sd._validate import (
+    as_names,
     as_seed,
     hint,
     listing,
@@ -27,7 +28,7 @@ from ragst_sd._validate import (
 from ragst_sd.reference.genes import take_genes
 from ragst_sd.reference.normalize import TARGET_SUM, UNITS
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
-from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_expression, read_labels, repeated_controls
+from ragst_sd.tl._perturbation_cells import NAME_THEM, control_labels, read_labels, repeated_controls
 from ragst_sd.tl._response_table import given_numbers, given_responses, read_responses, refuse_responses, response_adata
 from ragst_sd.tl._screen import Screen, cell_parts, dropped_frame, measure, sources_frame
 

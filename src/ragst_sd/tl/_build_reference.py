@@ -14,11 +14,10 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._gene_names import common_names, normalization
-from ragst_sd._labels import as_names
 from ragst_sd._query import log_unknown_origin
 from ragst_sd._reference import new_reference
 from ragst_sd._several import named_sections
-from ragst_sd._validate import listing, names_among, require_choice, require_known
+from ragst_sd._validate import as_names, listing, names_among, require_choice, require_known
 from ragst_sd._workers import spread_over_workers
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import sum_duplicates, take_genes

@@ -14,10 +14,10 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
-from ragst_sd._labels import as_names
 from ragst_sd._metrics import DEFAULT_METRICS, METRICS
 from ragst_sd._settings import settings
 from ragst_sd._validate import (
+    as_names,
     as_seed,
     listing,
     names_among,

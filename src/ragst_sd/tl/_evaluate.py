@@ -11,12 +11,11 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
 from ragst_sd._metrics import DEFAULT_METRICS, METRICS, by_genes, finite_mean, score_genes
 from ragst_sd._results import MIN_CEILING, N_GENES, most_variable, predicted, require_columns
 from ragst_sd._several import over_sections
 from ragst_sd._truth import compare, some_of, truth_table
-from ragst_sd._validate import as_seed, listing, require_key, require_known, require_positive
+from ragst_sd._validate import as_names, as_seed, listing, require_key, require_known, require_positive
 from ragst_sd.reference.noise_ceiling import noise_ceiling
 from ragst_sd.tl._downstream_metrics import gene_sets_of
 from ragst_sd.tl._section_metrics import SECTION_METRICS, lines_of_section, needing

@@ -11,9 +11,8 @@ import pandas as pd
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._labels import as_names
 from ragst_sd._results import predicted, remembered
-from ragst_sd._validate import as_seed, listing, require_known, require_positive, require_some
+from ragst_sd._validate import as_names, as_seed, listing, require_known, require_positive, require_some
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 from ragst_sd.tl._measured_responses import Measured, genes_of_both, measured_responses, measured_table, predicted_lines
 from ragst_sd.tl._perturbation_metrics import (

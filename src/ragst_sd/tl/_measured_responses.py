@@ -14,9 +14,9 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import offered_names, shared_genes
+from ragst_sd._gene_names import Expression, offered_names, read_expression
 from ragst_sd._validate import listing
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.genes import shared_genes, take_genes
 from ragst_sd.reference.responses import (
     CONTROL,
     canonical,
@@ -27,7 +27,7 @@ from ragst_sd.reference.responses import (
 )
 from ragst_sd.reference.schema import control_names
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbation_cells import Expression, read_expression, read_labels, repeated_controls
+from ragst_sd.tl._perturbation_cells import read_labels, repeated_controls
 from ragst_sd.tl._response_table import given_numbers, one_row_of_each, read_responses
 from ragst_sd.tl._screen import Lines, lines_of, used_cells
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -14,19 +13,22 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._fields import RESPONSES, documented
-from ragst_sd._gene_names import shared_genes
-from ragst_sd._respond import Task, no_response, open_task, respond, wanted_perturbations
+from ragst_sd._gene_names import read_expression
+from ragst_sd._respond import Task, open_task, respond, wanted_perturbations
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, names_among, require_type
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.genes import shared_genes, take_genes
+from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.response_run import no_response
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbation_cells import contexts_of, read_expression
+from ragst_sd.tl._perturbation_cells import contexts_of
 from ragst_sd.tl._predicted_table import assembled
 
 logger = logging.getLogger(__name__)
 
 # Below this share of the reference's genes the query hardly shows what the response was measured on.
 _FEW_GENES = 0.5
+_TISSUE = "For the spots of a tissue there is `rg.tl.perturb_tissue`."
 
 
 @documented(RESPONSES)
@@ -126,19 +128,14 @@ def perturb(
     >>> predicted.shape
     (60, 210)
     """
-    require_type(adata, (AnnData, pd.DataFrame), "adata", "For the spots of a tissue there is `rg.tl.perturb_tissue`.")
     task = open_task(reference, exclude, n_neighbors, where)
     known = wanted_perturbations(task, perturbations)
-    if task.bank.header.from_responses:
-        asked = _of_contexts(adata, task, context_key, genes)
-    else:
-        require_type(adata, AnnData, "adata", "The reference was built from cells, and predicts cells.")
-        asked = _of_cells(adata, task, context_key, genes, layer, unit)
+    asked = read_asked(adata, task.bank, context_key=context_key, layer=layer, unit=unit, genes=genes)
     names = [name for name in dict.fromkeys(known.values()) if name != task.control]
-    pairs = [(name, context) for name in names for context in dict.fromkeys(asked.contexts)]
+    pairs = [(name, context) for name in names for context in asked.states]
     show = settings.progress if progress is None else progress
     of_pairs, learned_from = respond(task, pairs, asked.states, progress=show)
-    header = task.header(learned_from, context_key, asked.gene_overlap)
+    header = task.header(learned_from, context_key) | {_keys.GENE_OVERLAP: asked.gene_overlap}
     return _table(task, asked, known, pairs, of_pairs, header)
 
 
@@ -155,6 +152,56 @@ class Asked(NamedTuple):
     """(genes of the reference,) mean expression of each context."""
     gene_overlap: float
     """Share of the genes of the reference that the cells have."""
+
+
+def read_asked(
+    adata: AnnData | pd.DataFrame,
+    bank: Bank,
+    *,
+    context_key: str | None,
+    layer: str | None,
+    unit: str,
+    genes: str | Sequence[str] | None,
+) -> Asked:
+    """Cells with their genes, contexts and states; contexts, one line each, where responses were given."""
+    header, of_bank, expression = bank.header, list(bank.genes), None
+    if not header.from_responses:
+        todo = f"The reference was built from cells, and predicts cells. {_TISSUE}"
+        expression = read_expression(adata, layer=layer, unit=unit, like=header.normalization, todo=todo)
+        shared = shared_genes(of_bank, expression.genes, "Reference and cells")
+        lacking = ": reference and cells do not share"
+        if len(shared) < _FEW_GENES * len(of_bank):
+            logger.warning("Only %d of the reference's %d genes are in the cells.", len(shared), len(of_bank))
+    else:
+        require_type(adata, (AnnData, pd.DataFrame), "adata", _TISSUE)
+        shared, lacking = of_bank, ": the reference has no"
+    chosen = shared if genes is None else names_among(genes, shared, "genes", lacking)
+    if context_key is None and header.context_key:
+        logger.warning(
+            "`context_key` is left out: the cells are of a new context, none of %s.", listing(header.contexts)
+        )
+    obs = adata if isinstance(adata, pd.DataFrame) else adata.obs
+    unknown = _keys.UNKNOWN if header.context_key else _keys.ALL_CONTEXTS
+    contexts = contexts_of(obs, context_key, "adata", header.contexts, unknown)
+    if expression is None:
+        contexts = np.array(list(dict.fromkeys(contexts)), dtype=object)
+        if not len(contexts):
+            raise ValueError("`adata` has no rows, so that no context is asked about. Name the contexts in one column.")
+        known, everywhere = dict(zip(header.contexts, bank.screen.states, strict=True)), bank.screen.states.mean(axis=0)
+        new = [name for name in contexts if name not in known]
+        if new:
+            logger.warning("Nothing is known of %s: it is taken for the mean of all contexts.", listing(new))
+        states = {name: known.get(name, everywhere) for name in contexts}
+        nothing = sp.csr_matrix((len(contexts), len(chosen)))
+        return Asked(nothing, chosen, contexts.astype(str), contexts, states, 1.0)
+    whole = take_genes(expression.values, expression.genes, of_bank).astype(np.float64)
+    absent = ~bank.genes.isin(expression.genes)
+    states = {
+        context: np.where(absent, np.nan, np.asarray(whole[contexts == context].mean(axis=0)).ravel())
+        for context in dict.fromkeys(contexts)
+    }
+    values = take_genes(expression.values, expression.genes, chosen)
+    return Asked(values, chosen, np.asarray(obs.index, dtype=str), contexts, states, float((~absent).mean()))
 
 
 def _table(
@@ -200,63 +247,3 @@ def _table(
         genes=pd.Index(asked.genes, name="gene"),
         header=header,
     )
-
-
-def _of_cells(
-    adata: AnnData, task: Task, context_key: str | None, genes: Sequence[str] | str | None, layer: str | None, unit: str
-) -> Asked:
-    """Cells, to whose expression the responses are added."""
-    like, of_bank = task.bank.header.normalization, task.bank.genes
-    expression = read_expression(adata, layer=layer, unit=unit, like=like, where="adata")
-    shared = _shared_genes(list(of_bank), expression.genes, genes)
-    contexts = _contexts(adata, context_key, task)
-    whole = take_genes(expression.values, expression.genes, of_bank).astype(np.float64)
-    lacking = ~of_bank.isin(expression.genes)
-    states = {
-        context: np.where(lacking, np.nan, np.asarray(whole[contexts == context].mean(axis=0)).ravel())
-        for context in np.unique(contexts.astype(str)).tolist()
-    }
-    return Asked(
-        take_genes(expression.values, expression.genes, shared),
-        shared,
-        np.asarray(adata.obs_names, dtype=str),
-        contexts,
-        states,
-        float((~lacking).mean()),
-    )
-
-
-def _of_contexts(
-    adata: AnnData | pd.DataFrame, task: Task, context_key: str | None, genes: Sequence[str] | str | None
-) -> Asked:
-    """Contexts, one line each: where responses were given, there are no cells to add them to."""
-    table = ad.AnnData(obs=adata.set_axis(adata.index.astype(str))) if isinstance(adata, pd.DataFrame) else adata
-    contexts = np.array(list(dict.fromkeys(_contexts(table, context_key, task))), dtype=object)
-    if not len(contexts):
-        raise ValueError("`adata` has no rows, so that no context is asked about. Name the contexts in one column.")
-    of_bank, known = list(task.bank.genes), dict(zip(task.bank.header.contexts, task.bank.screen.states, strict=True))
-    new = [name for name in contexts if name not in known]
-    if new:
-        logger.warning("Nothing is known of %s: it is taken for the mean of all contexts.", listing(new))
-    everywhere = task.bank.screen.states.mean(axis=0)
-    states = {name: known.get(name, everywhere) for name in contexts}
-    chosen = of_bank if genes is None else names_among(genes, of_bank, "genes", ": the reference has no")
-    return Asked(sp.csr_matrix((len(contexts), len(chosen))), chosen, contexts.astype(str), contexts, states, 1.0)
-
-
-def _shared_genes(of_reference: list[str], of_data: list[str], asked: Sequence[str] | None) -> list[str]:
-    shared = shared_genes(of_reference, of_data, "Reference and cells")
-    if len(shared) < _FEW_GENES * len(of_reference):
-        logger.warning("Only %d of the reference's %d genes are in the cells.", len(shared), len(of_reference))
-    return shared if asked is None else names_among(asked, shared, "genes", ": reference and cells do not share")
-
-
-def _contexts(adata: AnnData, context_key: str | None, task: Task) -> np.ndarray:
-    """Context of each cell."""
-    if context_key is None and not task.bank.header.context_key:
-        return np.full(adata.n_obs, _keys.ALL_CONTEXTS, dtype=object)
-    if context_key is None:
-        logger.warning(
-            "`context_key` is left out: the cells are of a new context, none of %s.", listing(task.bank.header.contexts)
-        )
-    return contexts_of(adata, context_key, "adata", task.bank.header.contexts)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from statistics import NormalDist
 from typing import Any
 
@@ -15,25 +14,15 @@ from spatialdata import SpatialData, sanitize_name
 from tqdm.auto import tqdm
 
 from ragst_sd import _keys
-from ragst_sd._annotation import check_key_added, single_region
-from ragst_sd._elements import require_sdata, shared_coordinate_system
+from ragst_sd._annotation import check_key_added
+from ragst_sd._elements import require_sdata
 from ragst_sd._fields import TISSUE_RESPONSES, documented
-from ragst_sd._labels import as_names
-from ragst_sd._resolution import image_mpp_of
-from ragst_sd._respond import BAR_AFTER, Task, no_response, open_task, pairs_learned, wanted_perturbations
+from ragst_sd._respond import BAR_AFTER, Task, open_task, pairs_learned, wanted_perturbations
 from ragst_sd._settings import settings
-from ragst_sd._validate import as_seed, listing, names_among, require_positive
-from ragst_sd.tl._perturbation_cells import contexts_of
+from ragst_sd._validate import as_names, as_seed, listing, names_among, require_positive
+from ragst_sd.retrieval.response_run import no_response
 from ragst_sd.tl._predicted_table import annotating, assembled, carried
-from ragst_sd.tl._tissue_responses import (
-    LEVEL,
-    SpotStates,
-    make_responder,
-    niches,
-    remoteness,
-    variation,
-    varying,
-)
+from ragst_sd.tl._tissue_responses import LEVEL, SpotStates, make_responder, niches, remoteness, variation, varying
 from ragst_sd.tl._tissue_source import TissueSource, read_source
 
 logger = logging.getLogger(__name__)
@@ -172,36 +161,28 @@ def perturb_tissue(
         )
     keys = _keys_added(sdata, as_names(perturbations), key_added)
     known = wanted_perturbations(task, perturbations)
-    source = read_source(sdata, task, table_key=table_key, spots=spots, layer=layer, unit=unit)
+    source = read_source(sdata, task, table_key=table_key, spots=spots, context_key=context_key, layer=layer, unit=unit)
     if len(source.xy) <= n_around:
         raise ValueError(
             f"{len(source.xy)} spots are left, too few for `n_around` {n_around}: each spot is taken with that many "
             "around it. Take more spots, or fewer around each."
         )
-    # A tissue is none of the screen's cell lines unless a column says so.
-    context_labels = contexts_of(
-        source.table, context_key, f"sdata.tables[{source.table_key!r}]", task.bank.header.contexts
-    )
-    sets = niches(source.xy, np.asarray(source.table.obs_names), n_around)
-    of_state = source.of_state
-    at, values = task.bank.genes.get_indexer(source.genes)[of_state], source.values[:, of_state]
-    far = remoteness(sets, values, at, task.bank.header, np.random.default_rng(seed))
     states = SpotStates(
-        sets=sets,
-        values=values,
-        labels=context_labels,
-        turned=np.arange(len(context_labels)),
-        at=at,
+        sets=niches(source.xy, np.asarray(source.table.obs_names), n_around),
+        values=source.values[:, source.of_state],
+        labels=source.contexts,
+        turned=np.arange(len(source.xy)),
+        at=task.bank.genes.get_indexer(source.genes)[source.of_state],
         header=task.bank.header,
         center=bool(center_states),
     )
-    overlap = len(source.genes) / len(task.bank.genes)
+    far = remoteness(states, np.random.default_rng(seed))
     about = {
         "n_around": n_around,
         "center_states": bool(center_states),
         "n_permutations": n_permutations,
         "rng": seed,
-        **_picture(sdata, source),
+        _keys.GENE_OVERLAP: len(source.genes) / len(task.bank.genes),
     }
     if genes is not None:
         source = source.with_genes(names_among(genes, source.genes, "genes", ": screen and tissue do not share"))
@@ -216,13 +197,13 @@ def perturb_tissue(
                 responses[_keys.STANDARD_ERROR] = np.full(source.values.shape, np.nan)
                 varies = varying(0.0, np.zeros(0), 1.0)
             else:
-                responder = make_responder(task, spelled, sorted(set(contexts) | set(context_labels)), source.genes)
+                responder = make_responder(task, spelled, sorted(set(contexts) | set(source.contexts)), source.genes)
                 responses, learned_from = responder.respond(contexts, of_spots), responder.learned_from
                 bar.update(1)
                 shuffler = np.random.default_rng(seed)
                 varies = variation(responder, responses[_keys.RESPONSE], states, n_permutations, shuffler, bar.update)
             responses |= {_keys.PERTURBATION: np.full(len(contexts), name), _keys.CONTEXT: contexts.astype(str), **far}
-            header = task.header(learned_from, context_key, overlap) | about | varies
+            header = task.header(learned_from, context_key) | about | varies
             table = tables[keys[name]] = _table(task, source, responses, header)
             _log(name, table)
     if not inplace:
@@ -301,22 +282,3 @@ def _keys_added(sdata: SpatialData, names: list[str], key_added: str) -> dict[st
     for key in keys.values():
         check_key_added(sdata, key, responses=True)
     return keys
-
-
-def _picture(sdata: SpatialData, source: TissueSource) -> dict[str, Any]:
-    """Image that the spots lie on, for drawing; empty where there is none or several could be meant."""
-    made = source.table.uns.get(_keys.RETRIEVAL, {})
-    embedded = source.table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {})
-    places = [(str(x.get("image_key", "")), str(x.get("coordinate_system"))) for x in (made, *embedded.values())]
-    places = [place for place in places if place[0] in sdata.images]
-    if not places:
-        for image_key in sdata.images:
-            with suppress(ValueError):
-                places.append(
-                    (image_key, shared_coordinate_system(sdata, single_region(source.table), image_key, None))
-                )
-        if len(places) != 1:
-            return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
-    image_key, system = places[0]
-    mpp = image_mpp_of(sdata, image_key)
-    return {"image_key": image_key, "coordinate_system": system, "image_mpp": float("nan") if mpp is None else mpp}

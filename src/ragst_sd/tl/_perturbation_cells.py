@@ -1,11 +1,9 @@
-"""Cells of a perturbation screen as arrays: expression in the reference's unit, and their labels."""
+"""Labels of the cells of a perturbation screen: what was done to them, in which context, and which are controls."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,11 +11,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import check_unit, names_in, normalization, offered_names, stored_expression
 from ragst_sd._labels import is_missing, labels, warn_of_alike
-from ragst_sd._validate import hint, listing, require_choice, require_key, require_type, require_unique
-from ragst_sd.reference.genes import SYMBOL, changed_capitals, sum_duplicates, take_genes
-from ragst_sd.reference.normalize import MIN_SHARED_GENES, TARGET_SUM, UNITS, log_normalize
+from ragst_sd._validate import hint, listing, require_key
 from ragst_sd.reference.responses import SEPARATOR, canonical
 
 logger = logging.getLogger(__name__)
@@ -25,70 +20,6 @@ logger = logging.getLogger(__name__)
 # Cells with fewer values than this may be alike by chance.
 _FEWEST = 8
 NAME_THEM = "Name the controls with `control=`."
-
-
-@dataclass
-class Expression:
-    """Expression of cells on a log scale."""
-
-    values: sp.csr_matrix
-    genes: list[str]
-    normalization: dict[str, Any]
-    """Header: unit, target sum, what was given, naming, and the genes that size factors rest on (none if unknown)."""
-    errors: sp.csr_matrix | None = None
-    """Standard errors of responses, where they were given."""
-
-
-def read_expression(
-    adata: AnnData,
-    *,
-    layer: str | None,
-    unit: str,
-    target_sum: float | None = None,
-    like: Mapping[str, Any] | None = None,
-    where: str = "adata",
-) -> Expression:
-    """Cells brought to log1p of counts per `target_sum`.
-
-    Parameters
-    ----------
-    target_sum
-        Sum that counts are scaled to; the median over the cells if left out.
-    like
-        Normalisation of a reference to follow: its target sum, its size-factor genes and its naming.
-    """
-    require_type(adata, AnnData, where)
-    require_choice(unit, UNITS, "unit")
-    if not adata.n_obs:
-        raise ValueError(f"`{where}` has no cells.")
-    # Controls that were used once are known by their names.
-    todo = f"`{where}.obs_names_make_unique()` makes them unique."
-    require_unique(adata.obs_names, f"names of cells of `{where}`", todo)
-    matrix = stored_expression(adata, layer, where, "Name the layer with `layer=`.")
-    place = f"`{where}.X`" if layer is None else f"`{where}.layers[{layer!r}]`"
-    offered = offered_names(adata)
-    naming = str(like["naming"]) if like else SYMBOL if SYMBOL in offered else next(iter(offered))
-    names = names_in(naming, adata, "The reference", f"`{where}`")
-    check_unit(matrix, unit, place, names)
-    if unit != "counts":
-        return Expression(matrix, names, normalization(unit, naming))
-    matrix, names = sum_duplicates(matrix, names)
-    wanted = [str(gene) for gene in like["size_factor_genes"]] if like else []
-    # A reference that was given logs does not say what they were scaled by: then all genes of the cells, as is usual.
-    shared = [gene for gene in names if gene in set(wanted)] if wanted else names
-    if len(shared) < MIN_SHARED_GENES:
-        raise ValueError(
-            f"{place} holds {len(shared)} genes that size factors can rest on; at least {MIN_SHARED_GENES} are "
-            "needed. Give all genes that were measured, or values that are log1p of normalised counts with "
-            f"`unit='log1p_cp10k'`.{changed_capitals(wanted, names)}"
-        )
-    sums = np.asarray(take_genes(matrix, names, shared).sum(axis=1)).ravel().astype(np.float64)
-    if not (sums > 0).all():
-        raise ValueError(f"{int((sums <= 0).sum())} cells of {place} have no counts. Remove them first.")
-    target = float(like["target_sum"]) if like else float(np.median(sums) if target_sum is None else target_sum)
-    scale = _keys.UNIT if target == TARGET_SUM else f"log1p(counts per {target:,.6g})"
-    about = normalization(unit, naming, unit=scale, target=target, genes=shared)
-    return Expression(log_normalize(matrix, sums / target), names, about)
 
 
 def read_labels(
@@ -117,7 +48,7 @@ def read_labels(
         If a label is missing or no cell is a control.
     """
     controls = control_labels(control)
-    given = column(adata, perturbation_key, "adata", named=controls, nothing=SEPARATOR)
+    given = column(adata.obs, perturbation_key, "adata", named=controls, nothing=SEPARATOR)
     names = {name: canonical(name, controls) for name in set(given)}
     frame = pd.DataFrame({_keys.PERTURBATION: [names[name] for name in given]}, index=adata.obs_names)
     frame["control"] = frame[_keys.PERTURBATION] == controls[0]
@@ -131,12 +62,12 @@ def read_labels(
     if absent and not responses:
         logger.warning("No cell is a control named %s; there are %s.", listing(absent), listing(sorted(names)))
     for name, key in ((_keys.CONTEXT, context_key), ("batch", batch_key)):
-        frame[name] = _keys.ALL_CONTEXTS if key is None else column(adata, key, "adata")
+        frame[name] = _keys.ALL_CONTEXTS if key is None else column(adata.obs, key, "adata")
     frame[_keys.PERTURBATION_TYPE] = perturbation_type if isinstance(perturbation_type, str) else _keys.UNKNOWN
     if type_key is not None or _keys.PERTURBATION_TYPE in adata.obs:
         # Controls have no type.
         treated = ~frame["control"].to_numpy()
-        types = column(adata[treated], type_key or _keys.PERTURBATION_TYPE, "adata")
+        types = column(adata.obs[treated], type_key or _keys.PERTURBATION_TYPE, "adata")
         frame.loc[treated, _keys.PERTURBATION_TYPE] = types
     return frame
 
@@ -163,11 +94,13 @@ def repeated_controls(cells: pd.DataFrame, values: sp.csr_matrix) -> np.ndarray:
     return repeated
 
 
-def contexts_of(table: AnnData, context_key: str | None, where: str, known: Sequence[str]) -> np.ndarray:
-    """Context of each row, unknown without a column; contexts that the reference does not know are new ones."""
+def contexts_of(
+    obs: pd.DataFrame, context_key: str | None, where: str, known: Sequence[str], unknown: str = _keys.UNKNOWN
+) -> np.ndarray:
+    """Context of each row, `unknown` without a column; contexts that the reference does not know are new ones."""
     if context_key is None:
-        return np.full(table.n_obs, _keys.UNKNOWN, dtype=object)
-    contexts = column(table, context_key, where)
+        return np.full(len(obs), unknown, dtype=object)
+    contexts = column(obs, context_key, where)
     new = sorted(set(contexts) - set(known))
     if new:
         logger.info("New contexts: %s. The reference has %s.", listing(new), listing(known))
@@ -186,12 +119,12 @@ def control_labels(control: str | Sequence[str]) -> list[str]:
 
 
 def column(
-    adata: AnnData, key: str, where: str, *, named: Collection[str] = (), nothing: str | None = None
+    obs: pd.DataFrame, key: str, where: str, *, named: Collection[str] = (), nothing: str | None = None
 ) -> np.ndarray:
     """Labels of a column without missing ones; nor such as hold blanks and `nothing` else."""
-    require_key(key, list(adata.obs.columns), f"{where}.obs")
-    names = labels(adata.obs[key])
-    missing = adata.obs[key].isna().to_numpy() | is_missing(names, named)
+    require_key(key, list(obs.columns), f"{where}.obs")
+    names = labels(obs[key])
+    missing = obs[key].isna().to_numpy() | is_missing(names, named)
     if nothing is not None:
         missing |= np.array([not name.replace(nothing, "").strip() for name in names], dtype=bool)
     if missing.any():

@@ -13,12 +13,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from ragst_sd import _keys
-from ragst_sd._gene_names import normalization, offered_names, stored_expression
+from ragst_sd._gene_names import Expression, normalization, stored_expression
 from ragst_sd._validate import listing, require_key, require_known, require_type, require_unique
 from ragst_sd.reference.genes import SYMBOL
 from ragst_sd.reference.schema import RESPONSE_UNITS
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbation_cells import Expression
 from ragst_sd.tl._screen import OF_ROWS, Screen, row_labels
 
 logger = logging.getLogger(__name__)
@@ -204,9 +203,8 @@ def read_responses(adata: AnnData, *, unit: str, layer: str | None, naming: str 
     if not adata.n_obs:
         raise ValueError("`adata` has no rows.")
     place = "`adata.X`" if layer is None else f"`adata.layers[{layer!r}]`"
-    stored = stored_expression(adata, layer, "adata", "Name the layer with `layer=`.", counted=False)
+    stored, offered = stored_expression(adata, layer, "adata", "Name the layer with `layer=`.", counted=False)
     values = dense(stored).astype(np.float32)
-    offered = offered_names(adata)
     naming = naming or (SYMBOL if SYMBOL in offered else next(iter(offered)))
     genes = offered.get(naming, list(adata.var_names))
     require_unique(genes, f"genes of {place}", "Keep one column each; responses cannot be added.")
@@ -217,7 +215,7 @@ def read_responses(adata: AnnData, *, unit: str, layer: str | None, naming: str 
         logger.warning("%d of %d genes are left out: some row has no value for them.", (~whole).sum(), len(whole))
     check_responses(values[:, whole], unit, place)
     error = next((name for name in _ERRORS if name in adata.layers), None)
-    errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[:, whole]
+    errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[0][:, whole]
     complete = [gene for gene, there in zip(genes, whole, strict=True) if there]
     about = normalization(unit, naming, unit=RESPONSE_UNITS[unit], target=float("nan"))
     return Expression(sp.csr_matrix(values[:, whole]), complete, about, errors)

@@ -16,7 +16,7 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, is_predicted
 from ragst_sd._elements import image_pyramid, require_sdata
-from ragst_sd._gene_names import check_unit, offered_names, stored_expression
+from ragst_sd._gene_names import stored_expression
 from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
 from ragst_sd._patches import THUMBNAIL_PX, shrunk
 from ragst_sd._query import read_embedding
@@ -25,6 +25,7 @@ from ragst_sd._resolution import embedded_mpp_of
 from ragst_sd._validate import require_key, require_unique
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.reference.duplicates import Duplicate, Fingerprint, find_duplicates
+from ragst_sd.reference.normalize import check_unit
 from ragst_sd.reference.panels import PANEL
 from ragst_sd.reference.schema import knows_tiles
 
@@ -102,9 +103,8 @@ def read_section(
         raise ValueError(f"{where}: {int(nameless.sum())} rows have no donor in `obs[{donor_key!r}]`.")
     embedding, finite, header = read_embedding(sdata, table, use_rep, where)
     todo = "Name the table that holds counts with `table_key=`."
-    matrix = stored_expression(table, layer, f"{where}.tables[{table_key!r}]", todo)
+    matrix, names = stored_expression(table, layer, f"{where}.tables[{table_key!r}]", todo)
     expression_name = f"{where}: {'X' if layer is None else f'layers[{layer!r}]'}"
-    names = offered_names(table)
     check_unit(matrix, unit, expression_name, *names.values())
     require_unique(table.obs_names, f"names of spots of {where}", "Make them unique.")
     keep = _usable_rows(table, finite, matrix, where)

@@ -15,10 +15,11 @@ import scipy.sparse as sp
 from scipy.spatial import cKDTree
 
 from ragst_sd import _keys
-from ragst_sd._respond import Task, ask, at_once, fields_of
+from ragst_sd._respond import Task, ask
 from ragst_sd.reference.header import ScreenHeader
 from ragst_sd.retrieval.bank import Answer, Query, Selection
 from ragst_sd.retrieval.evidence import evidence_share
+from ragst_sd.retrieval.response_run import at_once, values_of
 from ragst_sd.retrieval.responses import respond_to
 from ragst_sd.retrieval.training import dense
 
@@ -139,25 +140,17 @@ class SpotStates:
         return np.array([known.get(str(name), everywhere) for name in names]), codes
 
 
-def remoteness(
-    sets: sp.csr_matrix, values: np.ndarray, at: np.ndarray, header: ScreenHeader, rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def remoteness(spots: SpotStates, rng: np.random.Generator) -> dict[str, np.ndarray]:
     r"""Distance of states from the nearest context of the screen, beside that of sets of as many of its own controls.
 
     .. math:: d(s) = \min_c \sqrt{\tfrac1G \sum_g (s_g - m_{cg})^2 / \sigma_{cg}^2}
 
     with the mean and standard deviation of the controls of a context. The threshold is the 98th percentile of the
     distances of random sets of controls from their own context. Given are the fields of a table that say so.
-
-    Parameters
-    ----------
-    sets
-        (n, n) averages over a spot and those around it.
-    values
-        (n, g) expression; NaN is left aside.
     """
+    header, at = spots.header, spots.at
     # As they are: centring would hide how far they lie.
-    states, size = mean_states(sets, values), sets[0].nnz
+    states, size = mean_states(spots.sets, spots.values), spots.sets[0].nnz
     cells = dense(header.controls["values"])[:, at]
     of_cell = np.asarray(header.controls["context"]).astype(str)
     means = header.states[:, at]
@@ -218,7 +211,7 @@ class Responder:
             shares.append(evidence_share(answer.evidence, answer.adjustment, centre))
             of_genes = {name: getattr(answer, name)[:, self.at] for name in ("evidence", "adjustment")}
             parts.append((selection, answer._replace(**of_genes)))
-        values = fields_of(bank, self.query, parts, np.concatenate(shares), self._lines(contexts))
+        values = values_of(bank, self.query, parts, np.concatenate(shares), self._lines(contexts))
         return values | {_keys.STANDARD_ERROR: np.concatenate(errors)}
 
     def spread(self, spots: SpotStates) -> float:
@@ -263,7 +256,7 @@ def make_responder(task: Task, perturbation: str, contexts: list[str], genes: li
         learned_from=learned_from,
         contexts=contexts,
         at=bank.genes.get_indexer(genes),
-        chunk=at_once(task) if ready is None else max(1, int(_NUMBERS / len(bank.genes))),
+        chunk=at_once(bank) if ready is None else max(1, int(_NUMBERS / len(bank.genes))),
         ready=ready,
     )
 

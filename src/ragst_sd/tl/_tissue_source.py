@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,18 +16,21 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted, resolve_table, rows_in_order, single_region
 from ragst_sd._cell_types import is_scrna
-from ragst_sd._elements import element_centers, resolve_shapes
+from ragst_sd._elements import element_centers, resolve_shapes, shared_coordinate_system
 from ragst_sd._eligibility import allowed_rows
 from ragst_sd._fields import holds_responses
-from ragst_sd._gene_names import names_in, shared_genes, stored_expression
+from ragst_sd._gene_names import offered_names, read_expression
 from ragst_sd._labels import labels
+from ragst_sd._resolution import image_mpp_of
 from ragst_sd._respond import Task
 from ragst_sd._results import MIN_CV_PEARSON, predicted
 from ragst_sd._validate import listing, require_known, require_unique
-from ragst_sd.reference.genes import take_genes
+from ragst_sd.reference.current_names import names_in
+from ragst_sd.reference.genes import shared_genes, take_genes
 from ragst_sd.reference.normalize import MIN_SHARED_GENES
+from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.training import dense
-from ragst_sd.tl._perturbation_cells import read_expression
+from ragst_sd.tl._perturbation_cells import contexts_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ class TissueSource:
     """The chosen spots of the table."""
     xy: np.ndarray
     """(n, 2) centres in the frame of their element."""
+    contexts: np.ndarray
+    """(n,) context of each spot."""
     values: np.ndarray
     """(n, g) expression in the unit of the screen, float64; NaN where nothing was predicted."""
     var: pd.DataFrame
@@ -53,7 +59,7 @@ class TissueSource:
     limits: np.ndarray | None = None
     """(2, n, g) ends of the interval of predicted expression, in the unit of the screen."""
     header: dict[str, Any] = field(default_factory=dict)
-    """Of a prediction, what the provenance keeps of it: what was predicted how, and the level of the interval."""
+    """What the provenance keeps of it: the image, and of a prediction what was predicted how and the interval's level."""
 
     @property
     def genes(self) -> list[str]:
@@ -79,10 +85,11 @@ def read_source(
     *,
     table_key: str | None,
     spots: Mapping[str, Any] | Sequence[Any] | None,
+    context_key: str | None,
     layer: str | None,
     unit: str,
 ) -> TissueSource:
-    """The chosen spots of a table; see :func:`ragst_sd.tl.perturb`.
+    """The chosen spots of a table; see :func:`ragst_sd.tl.perturb_tissue`.
 
     Raises
     ------
@@ -109,30 +116,42 @@ def read_source(
         raise ValueError(
             f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         )
-    how = task.bank.header.normalization
-    names = names_in(str(how["naming"]), table, "The screen", f"`{where}`")
-    of_screen = list(task.bank.genes)
-    needed = min(max(_FEWEST, round(_LEAST * len(of_screen))), len(of_screen))
-    why = " to say what its cells are like"
-    shared = shared_genes(of_screen, names, f"The screen and `{where}`", needed=needed, why=why)
     rows = chosen_spots(table, spots, where)
     if from_image:
-        expressed, about = _predicted(table, table_key, rows, names, shared, how)
+        expressed, about = _predicted(table, table_key, rows, task.bank)
     else:
-        # A spot without a single count of the genes that size factors rest on has no library size.
-        counts = stored_expression(table, layer, where, "Name the layer with `layer=`.")[rows]
-        columns = np.isin(names, how["size_factor_genes"] if len(how["size_factor_genes"]) else names)
-        expressed = rows[np.asarray(counts[:, columns].sum(axis=1)).ravel() > 0]
-        about = {"var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
-    if not len(expressed):
-        raise ValueError(f"None of the {len(rows)} spots of `{where}` has expression of the screen's genes.")
+        expressed, about = _measured(table, where, rows, task.bank, layer, unit)
     lost = len(rows) - len(expressed)
+    if lost == len(rows):
+        raise ValueError(f"None of the {lost} spots of `{where}` has expression of the screen's genes.")
     if lost:
         logger.warning("%d of %d spots have no expression of the screen's genes and are left out.", lost, len(rows))
-    if not from_image:
-        measured = read_expression(table[expressed], layer=layer, unit=unit, like=how, where=where)
-        about["values"] = dense(take_genes(measured.values, measured.genes, shared)).astype(np.float64)
-    return TissueSource(table_key, table[expressed], xy[expressed], **about)
+    # A tissue is none of the screen's cell lines unless a column says so.
+    contexts = contexts_of(table.obs.iloc[expressed], context_key, where, task.bank.header.contexts)
+    about["header"] = about.get("header", {}) | _picture(sdata, table)
+    return TissueSource(table_key, table[expressed], xy[expressed], contexts, **about)
+
+
+def _shared(bank: Bank, names: list[str], where: str) -> list[str]:
+    """Genes that the screen has too: enough of them to say what cells are like."""
+    of_screen = list(bank.genes)
+    needed = min(max(_FEWEST, round(_LEAST * len(of_screen))), len(of_screen))
+    why = " to say what its cells are like"
+    return shared_genes(of_screen, names, f"The screen and `{where}`", needed=needed, why=why)
+
+
+def _measured(
+    table: AnnData, where: str, rows: np.ndarray, bank: Bank, layer: str | None, unit: str
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Spots with expression, in the unit of the screen."""
+    how = bank.header.normalization
+    read = read_expression(table[rows], layer=layer, unit=unit, like=how, where=where, empty=True)
+    shared = _shared(bank, read.genes, where)
+    # A spot without a single count of the genes that size factors rest on has no library size.
+    basis = list(how["size_factor_genes"]) or read.genes
+    counted = np.asarray(take_genes(read.values, read.genes, basis).sum(axis=1)).ravel() > 0
+    values = dense(take_genes(read.values[counted], read.genes, shared)).astype(np.float64)
+    return rows[counted], {"values": values, "var": pd.DataFrame(index=pd.Index(shared, name="gene"))}
 
 
 def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None, where: str) -> np.ndarray:
@@ -151,15 +170,11 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
     return np.flatnonzero(mask)
 
 
-def _predicted(
-    table: AnnData,
-    table_key: str,
-    rows: np.ndarray,
-    names: list[str],
-    shared: list[str],
-    normalization: Mapping[str, Any],
-) -> tuple[np.ndarray, dict[str, Any]]:
+def _predicted(table: AnnData, table_key: str, rows: np.ndarray, bank: Bank) -> tuple[np.ndarray, dict[str, Any]]:
     """Spots with a prediction, their expression and intervals, and what is known of the genes."""
+    normalization, where = bank.header.normalization, f"sdata.tables[{table_key!r}]"
+    names = names_in(str(normalization["naming"]), offered_names(table), "The screen", f"`{where}`")
+    shared = _shared(bank, names, where)
     header = predicted(table, table_key).header
     values = dense(table.X).astype(np.float64)[rows]
     finite = np.isfinite(values).any(axis=1)
@@ -168,7 +183,7 @@ def _predicted(
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         raise ValueError(
-            f"All {len(at)} genes that `sdata.tables[{table_key!r}]` shares with the screen come from single cells, "
+            f"All {len(at)} genes that `{where}` shares with the screen come from single cells, "
             "which say nothing of the state of a spot. Predict genes that spots measured."
         )
     scale = _scale(values, names, scrna, str(header["unit"]), normalization, table_key)
@@ -227,3 +242,20 @@ def _scale(
 def _rescaled(values: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
     # Predictions of linear methods can fall below zero, which no count does.
     return values if scale is None else np.log1p(np.expm1(np.maximum(values, 0)) * scale[:, None])
+
+
+def _picture(sdata: SpatialData, table: AnnData) -> dict[str, Any]:
+    """Image that the spots lie on, for drawing; empty where there is none or several could be meant."""
+    made = table.uns.get(_keys.RETRIEVAL, {})
+    embedded = table.uns.get(_keys.ATTRS, {}).get(_keys.EMBEDDINGS, {})
+    places = [(str(x.get("image_key", "")), str(x.get("coordinate_system"))) for x in (made, *embedded.values())]
+    places = [place for place in places if place[0] in sdata.images]
+    if not places:
+        for image_key in sdata.images:
+            with suppress(ValueError):
+                places.append((image_key, shared_coordinate_system(sdata, single_region(table), image_key, None)))
+        if len(places) != 1:
+            return {"image_key": "", "coordinate_system": "", "image_mpp": float("nan")}
+    image_key, system = places[0]
+    mpp = image_mpp_of(sdata, image_key)
+    return {"image_key": image_key, "coordinate_system": system, "image_mpp": float("nan") if mpp is None else mpp}
