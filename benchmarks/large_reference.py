@@ -72,13 +72,13 @@ def enlarge(reference, n_rows: int):
     large.uns[_keys.ATTRS] = header
     large.obsm[_keys.RETRIEVAL_KEY] = np.concatenate(
         [
-            phi_of(METHOD, fit["parameters"], standardized(part, open_bank(part, fitted=False, whole=False)).embedding)
+            phi_of(METHOD, fit["parameters"], standardized(open_bank(part, fitted=False, whole=False)).embedding)
             for part in (large[start : start + BLOCK] for start in range(0, n_rows, BLOCK))
         ]
     )
     fit["reference_hash"] = header["content_hash"] = reference_hash(large)
     header[_keys.FIT] = fit
-    fit["fit_hash"] = fit_hash(large, fit)
+    fit["fit_hash"] = fit_hash(large.uns["ragst"], fit, large.obsm)
     return large
 
 

@@ -233,7 +233,7 @@ def give_fit(reference: AnnData, path: Path) -> None:
     # Another processor may round the last bit of an embedding otherwise, and the fit is then of another reference.
     record = reference.uns["ragst"]["fit"]
     record["reference_hash"] = reference_hash(reference)
-    record["fit_hash"] = fit_hash(reference, record)
+    record["fit_hash"] = fit_hash(reference.uns["ragst"], record, reference.obsm)
 
 
 def compare(data: Path, folder: Path = FOLDER, *, refit: bool = False) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -17,7 +17,6 @@ from ragst_sd._validate import require_type
 from ragst_sd.reference.hashing import combined_hash, content_hash, parameters_hash, row_digests
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_fit, check_header
-from ragst_sd.retrieval.bank import Bank
 
 # Rows that are looked at together where all rows are gone through.
 ROW_BLOCK = 8192
@@ -55,47 +54,37 @@ def read_header(reference: AnnData, task: str | None = None) -> dict[str, Any]:
     return dict(header)
 
 
-def require_fit(reference: AnnData, header: Mapping[str, Any], current: str, *, whole: bool = True) -> None:
-    """Raise a `ValueError` unless a reference of content hash `current` has a fit, of what it holds now.
+class Content(NamedTuple):
+    """What a reference holds now."""
 
-    Of the fit itself, all is hashed if `whole`.
+    hash: str
+    values: Any
+    """`.X`; in memory as canonical CSR, or as a plain array."""
+    digests: list[bytes] | None = None
+    """One for each row of tissue, where all of them were read."""
+
+
+def content_of(reference: AnnData, header: Mapping[str, Any], *, whole: bool) -> Content:
+    """What a reference with this header holds; of tissue that is not looked at as a `whole`, the hash that it states.
+
+    Of rows on disk only what is in memory is looked at: they were checked when they were written.
     """
-    from ragst_sd.retrieval.methods import method_of_fit
-
-    fit: Any = header.get(_keys.FIT)
-    check_fit(fit, task=header.get("task", "histology"))
-    if not is_perturbation(reference):
-        method_of_fit(fit["method"])
-    if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
-        raise ValueError(
-            "The reference changed after it was fitted (rows, values, embeddings or annotations): "
-            f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
-        )
-    if whole and fit_hash(reference, fit) != fit["fit_hash"]:
-        raise ValueError(
-            "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the "
-            "sections changed after `rg.tl.fit`. Fit again."
-        )
+    if header["task"] == TASK:
+        return Content(_screen_hash(reference), reference.X)
+    if not whole:
+        return Content(header["content_hash"], reference.X)
+    if is_lazy(reference.X):
+        annotations = annotations_hash(reference)
+        same = annotations == header.get(_keys.ANNOTATIONS_HASH)
+        return Content(header["content_hash"] if same else annotations, reference.X)
+    sparse = as_csr(reference.X) if hasattr(reference.X, "tocsr") else None
+    digests = row_hashes(reference, canonical=sparse)
+    return Content(whole_hash(reference, digests), np.asarray(reference.X) if sparse is None else sparse, digests)
 
 
-def fit_hash(reference: AnnData, fit: Mapping[str, Any], bank: Bank | None = None) -> str:
-    """Hash of all that a prediction depends on beside the reference's content; of `bank`, rows as a new fit has them."""
-    header = reference.uns[_keys.ATTRS]
-    if bank is None:
-        key, regression_key = reference.obsm[_keys.RETRIEVAL_KEY], reference.obsm.get(_keys.REGRESSION_KEY)
-    else:
-        key, regression_key = bank.key, bank.regression_key
-    parts: dict[str, Any] = {
-        "fit": {name: value for name, value in fit.items() if name != "fit_hash"},
-        "key": np.asarray(key),
-    }
-    if not is_perturbation(reference):
-        parts["standardize"] = bool(header["standardize"])
-        # The species names genes and weighs nothing; fits of references without it stay valid.
-        parts["sections"] = {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"}
-    if regression_key is not None:
-        parts["regression_key"] = np.asarray(regression_key)
-    return parameters_hash(parts)
+def reference_hash(reference: AnnData) -> str:
+    """Content hash of a reference of either task, whatever the order of its rows."""
+    return _screen_hash(reference) if is_perturbation(reference) else whole_hash(reference, row_hashes(reference))
 
 
 def row_hashes(
@@ -128,66 +117,6 @@ def whole_hash(reference: AnnData, digests: Sequence[bytes]) -> str:
     return combined_hash(digests, genes=genes, columns=sorted(columns), measured=measured)
 
 
-def reference_hash(reference: AnnData) -> str:
-    """Content hash of a reference of either task, whatever the order of its rows."""
-    return _screen_hash(reference) if is_perturbation(reference) else whole_hash(reference, row_hashes(reference))
-
-
-def n_measured(reference: AnnData) -> np.ndarray:
-    """(genes,) number of rows that measured each gene."""
-    panels = [str(panel) for panel in reference.uns[_keys.ATTRS]["panels"]]
-    rows = reference.obs[_keys.PANEL].astype(str).value_counts().reindex(panels, fill_value=0)
-    return np.asarray(reference.varm[_keys.MEASURED]) @ rows.to_numpy()
-
-
-def write_header(reference: AnnData, header: Mapping[str, Any]) -> None:
-    """Write a header, with the content hash, and how many rows measured each gene."""
-    reference.uns[_keys.ATTRS] = dict(header)
-    reference.var[_keys.N_MEASURED] = n_measured(reference)
-    reference.uns[_keys.ATTRS]["content_hash"] = reference_hash(reference)
-
-
-def of_rows(header: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
-    """A header with the sections and sources of some rows only."""
-    # Not `astype`: as read from disk, names do not cast.
-    samples = np.array([str(sample) for sample in header["sections"]["sample"]])
-    has_rows = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
-    sections = {name: np.asarray(column)[has_rows] for name, column in header["sections"].items()}
-    return {**header, "sections": sections, "sources": header["sources"].loc[samples[has_rows]]}
-
-
-def new_reference(
-    header: Mapping[str, Any],
-    genes: Sequence[str],
-    *,
-    values: sp.csr_matrix,
-    counts: sp.csr_matrix | None,
-    obs: pd.DataFrame,
-    embedding: np.ndarray,
-    thumbnails: np.ndarray | None,
-    measured: np.ndarray,
-) -> AnnData:
-    """A reference of tissue from its parts and what its header says of them."""
-    reference = ad.AnnData(
-        values,
-        obs=obs,
-        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
-        layers=None if counts is None else {_keys.COUNTS: counts},
-        obsm={header["use_rep"]: embedding},
-        varm={_keys.MEASURED: measured},
-    )
-    if thumbnails is not None:
-        reference.obsm[_keys.THUMBNAIL] = thumbnails
-    write_header(reference, {"schema_version": _keys.REFERENCE_VERSION, "task": "histology", **header})
-    return reference
-
-
-def _label_columns(reference: AnnData, header: dict[str, Any]) -> list[str]:
-    # Columns that a user adds later say nothing about the data; those asked for at building do.
-    columns = [*LABELS, *map(str, header["obs"])]
-    return [name for name in dict.fromkeys(columns) if name in reference.obs]
-
-
 def annotations_hash(reference: AnnData) -> str:
     """Hash of what a lazy reference holds in memory: ids, genes, labels and mask, in their order."""
     parts: dict[str, Any] = {
@@ -202,18 +131,10 @@ def annotations_hash(reference: AnnData) -> str:
     return parameters_hash(parts)
 
 
-def is_lazy(reference: AnnData) -> bool:
-    """Whether a reference's rows lie on disk, as :func:`ragst_sd.io.read_reference` leaves them with `lazy=True`."""
-    return hasattr(reference.X, "dask")
-
-
-def require_in_memory(reference: AnnData, what: str = "The reference is") -> None:
-    """Raise a `ValueError` if the rows of a reference lie on disk."""
-    if is_lazy(reference):
-        raise ValueError(
-            f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` "
-            "first."
-        )
+def _label_columns(reference: AnnData, header: dict[str, Any]) -> list[str]:
+    # Columns that a user adds later say nothing about the data; those asked for at building do.
+    columns = [*LABELS, *map(str, header["obs"])]
+    return [name for name in dict.fromkeys(columns) if name in reference.obs]
 
 
 def _screen_hash(reference: AnnData) -> str:
@@ -246,7 +167,98 @@ def _cells(part: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
+def require_fit(reference: AnnData, header: Mapping[str, Any], current: str, *, whole: bool = True) -> None:
+    """Raise a `ValueError` unless a reference of content hash `current` has a fit, of what it holds now.
+
+    Of the fit itself, all is hashed if `whole`.
+    """
+    from ragst_sd.retrieval.methods import method_of_fit
+
+    fit: Any = header.get(_keys.FIT)
+    check_fit(fit, task=header["task"])
+    if header["task"] != TASK:
+        method_of_fit(fit["method"])
+    if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
+        raise ValueError(
+            "The reference changed after it was fitted (rows, values, embeddings or annotations): "
+            f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
+        )
+    if whole and fit_hash(header, fit, reference.obsm) != fit["fit_hash"]:
+        raise ValueError(
+            "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the "
+            "sections changed after `rg.tl.fit`. Fit again."
+        )
+
+
+def fit_hash(header: Mapping[str, Any], fit: Mapping[str, Any], placed: Mapping[str, Any]) -> str:
+    """Hash of all that a prediction depends on beside the reference's content.
+
+    Parameters
+    ----------
+    header
+        Of the reference.
+    fit
+        What is stored of the fit.
+    placed
+        Rows in phi-space and, of some methods, as their regression takes them, under their names in `.obsm`.
+    """
+    parts: dict[str, Any] = {
+        "fit": {name: value for name, value in fit.items() if name != "fit_hash"},
+        "key": np.asarray(placed[_keys.RETRIEVAL_KEY]),
+    }
+    if header["task"] != TASK:
+        parts["standardize"] = bool(header["standardize"])
+        # The species names genes and weighs nothing; fits of references without it stay valid.
+        parts["sections"] = {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"}
+    if _keys.REGRESSION_KEY in placed:
+        parts["regression_key"] = np.asarray(placed[_keys.REGRESSION_KEY])
+    return parameters_hash(parts)
+
+
 def is_perturbation(reference: AnnData) -> bool:
     """Whether a reference holds responses to perturbations; tissue otherwise."""
     header = getattr(reference, "uns", {}).get(_keys.ATTRS)
     return isinstance(header, Mapping) and header.get("task") == TASK
+
+
+def is_lazy(values: Any) -> bool:
+    """Whether rows lie on disk, as :func:`ragst_sd.io.read_reference` leaves them with `lazy=True`."""
+    return hasattr(values, "dask")
+
+
+def require_in_memory(values: Any, what: str = "The reference is") -> None:
+    """Raise a `ValueError` if the rows of a reference, which hold these values, lie on disk."""
+    if is_lazy(values):
+        raise ValueError(
+            f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` "
+            "first."
+        )
+
+
+def new_reference(
+    header: Mapping[str, Any],
+    genes: Sequence[str],
+    *,
+    values: sp.csr_matrix,
+    counts: sp.csr_matrix | None,
+    obs: pd.DataFrame,
+    embedding: np.ndarray,
+    thumbnails: np.ndarray | None,
+    measured: np.ndarray,
+) -> AnnData:
+    """A reference of tissue from its parts and what its header says of them."""
+    reference = ad.AnnData(
+        values,
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
+        layers=None if counts is None else {_keys.COUNTS: counts},
+        obsm={header["use_rep"]: embedding},
+        varm={_keys.MEASURED: measured},
+    )
+    if thumbnails is not None:
+        reference.obsm[_keys.THUMBNAIL] = thumbnails
+    of_panels = obs[_keys.PANEL].astype(str).value_counts().reindex([*header["panels"]], fill_value=0)
+    reference.var[_keys.N_MEASURED] = measured @ of_panels.to_numpy()
+    reference.uns[_keys.ATTRS] = {"schema_version": _keys.REFERENCE_VERSION, "task": "histology", **header}
+    reference.uns[_keys.ATTRS]["content_hash"] = reference_hash(reference)
+    return reference

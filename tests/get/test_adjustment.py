@@ -93,7 +93,7 @@ def change_fit(reference, **parameters):
     """The fit with other parameters, as if held-out donors had asked for them."""
     header = reference.uns["ragst"]
     header["fit"]["parameters"] |= parameters
-    header["fit"]["fit_hash"] = fit_hash(reference, header["fit"])
+    header["fit"]["fit_hash"] = fit_hash(header, header["fit"], reference.obsm)
 
 
 def force_t(reference):

@@ -44,7 +44,7 @@ def test_a_fit_without_the_scale_of_its_regression_is_warned_of(three, caplog):
     rg.tl.fit(three, method="kernel_ridge", progress=False)
     record = three.uns["ragst"]["fit"]
     del record["parameters"]["regression_scale"]
-    record["fit_hash"] = fit_hash(three, record)
+    record["fit_hash"] = fit_hash(three.uns["ragst"], record, three.obsm)
     rg.tl.calibrate(three, **QUIET)
     assert "'kernel_ridge' was made by an earlier release" in caplog.text
     caplog.clear()

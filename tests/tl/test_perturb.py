@@ -137,7 +137,7 @@ def transplant(source, target):
     fit = dict(source.uns["ragst"]["fit"])
     target.obsm["retrieval_key"] = np.asarray(target.obsm["perturbation_embedding"], dtype=np.float64)
     fit["reference_hash"] = reference_hash(target)
-    fit["fit_hash"] = fit_hash(target, fit)
+    fit["fit_hash"] = fit_hash(target.uns["ragst"], fit, target.obsm)
     target.uns["ragst"] = {**target.uns["ragst"], "fit": fit, "content_hash": fit["reference_hash"]}
 
 

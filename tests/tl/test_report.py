@@ -265,7 +265,7 @@ def test_a_stack_that_is_regression_alone(query, reference, quick, tmp_path):
     rg.tl.fit(reference, n_neighbors=10, options=quick("rag"), progress=False)
     header = reference.uns["ragst"]
     header["fit"]["parameters"]["retrieval_share"] = np.zeros(reference.n_vars)
-    header["fit"]["fit_hash"] = fit_hash(reference, header["fit"])
+    header["fit"]["fit_hash"] = fit_hash(header, header["fit"], reference.obsm)
     rg.tl.predict(query, reference)
     text, _ = write(tmp_path, query, reference, pictures=False)
     assert "Method 'rag' cites no measured spots in this prediction" in text

@@ -77,7 +77,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     True
     """
     read_header(reference)
-    require_in_memory(reference)
+    require_in_memory(reference.X)
     path = link_target(Path(path))
     require_place(path, overwrite=overwrite)
     with locked(path):

@@ -138,7 +138,7 @@ def calibrate(
         raise ValueError(f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others.")
     folds = folds_of(bank, split, None, margin_um, n_folds=int(n_folds))
     by_donor = BLOCKS if split == "block" else "{}"
-    raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit
+    raw, bank, fit = np.asarray(bank.embedding), standardized(bank), bank.fit
     counts, values, floor = _fold_scores.counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
     names = [field.name for field in fields(METHODS[fit.method].options)]
     options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}

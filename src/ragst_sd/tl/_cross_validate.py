@@ -228,7 +228,7 @@ def cross_validate(
     if label_key != LABEL or (metrics is not None and needing(asked, "labels")):
         require_key(label_key, reference.obs, "reference.obs")
     gene_sets = gene_sets_of(gmt, asked, list(reference.var_names))
-    raw, bank = np.asarray(bank.embedding), standardized(reference, replace(bank, values=as_csr(bank.values)))
+    raw, bank = np.asarray(bank.embedding), standardized(replace(bank, values=as_csr(bank.values)))
     folds = folds_of(bank, split, group_key, margin_um)
     by_donor = BLOCKS if split == "block" else None
     if by_donor and n_donors is not None:

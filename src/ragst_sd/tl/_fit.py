@@ -13,11 +13,10 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized, with_cells
 from ragst_sd._query import fit_state, state_of
-from ragst_sd._reference import fit_hash, is_perturbation
+from ragst_sd._reference import fit_hash
 from ragst_sd._settings import resolve_device, settings
 from ragst_sd._validate import as_seed, listing, require_choice, require_key, require_positive
 from ragst_sd.reference.header import Fit
-from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.appearance import calibrate_raw
 from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.grounding import calibrate_grounding
@@ -145,20 +144,20 @@ def fit(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=20)
     """
-    seed = as_seed(rng)
-    sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
-    run = Run(None, seed, train_on(device), amp, bool(settings.progress if progress is None else progress))
-    task = TASK if is_perturbation(reference) else "histology"
-    bank = open_bank(reference, task=task, fitted=False)
+    run = Run(None, as_seed(rng), train_on(device), amp, bool(settings.progress if progress is None else progress))
+    bank = open_bank(reference, task=None, fitted=False)
+    responses = bank.screen is not None
     if metric is None:
-        metric = "cosine" if task == TASK else "euclidean"
+        metric = "cosine" if responses else "euclidean"
     require_choice(metric, METRICS, "metric")
-    if task == TASK:
-        available = "for a reference of perturbations available"
-        run = replace(run, options=resolve_options(RESPONSE_METHODS, method, options, available=available))
+    methods, available = METHODS, "available"
+    if responses:
+        methods, available = RESPONSE_METHODS, "for a reference of perturbations available"
+    run = replace(run, options=resolve_options(methods, method, options, available=available))
+    sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
+    if responses:
         fitted = fit_responses(bank, method, run, metric=metric, **sizes)
     else:
-        run = replace(run, options=resolve_options(METHODS, method, options))
         if metric != "euclidean" and METHODS[method].place is not None:
             raise ValueError(
                 f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
@@ -166,19 +165,17 @@ def fit(
         if run.device == "cpu":
             quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
             say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
-        fitted = fit_tissue(standardized(reference, bank), method, run, raw=bank.embedding, metric=metric, **sizes)
+        fitted = fit_tissue(standardized(bank), method, run, raw=bank.embedding, metric=metric, **sizes)
         everywhere = bank.measured.all(axis=0)
         reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
-    record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
-    record["fit_hash"] = fit_hash(reference, record, fitted)
-    _write(reference, record, fitted)
+    _write(reference, fitted)
     logger.info(
         "Fitted %r on %d %s: %d neighbours of %d candidates.",
         method,
-        reference.n_obs,
-        "responses" if task == TASK else "rows",
-        record["n_neighbors"],
-        record["n_candidates"],
+        len(bank),
+        "responses" if responses else "rows",
+        fitted.fit.n_neighbors,
+        fitted.fit.n_candidates,
     )
 
 
@@ -186,19 +183,6 @@ def train_on(asked: str | None) -> str:
     """Where to train: what was asked for or set, else the CPU, on which the same seed gives the same fit everywhere."""
     wanted = settings.device if asked is None else asked
     return "cpu" if wanted is None else str(resolve_device(wanted))
-
-
-def _write(reference: AnnData, record: dict[str, Any], bank: Bank) -> None:
-    """Write a fit and the rows of its bank, together: what is interrupted before leaves the earlier fit whole."""
-    header = {**reference.uns[_keys.ATTRS], "content_hash": record["reference_hash"], _keys.FIT: record}
-    # Intervals hold for one fit.
-    if header.pop(_keys.CALIBRATION, None) is not None:
-        logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
-    reference.obsm[_keys.RETRIEVAL_KEY] = bank.key
-    reference.obsm.pop(_keys.REGRESSION_KEY, None)
-    if bank.regression_key is not None:
-        reference.obsm[_keys.REGRESSION_KEY] = bank.regression_key
-    reference.uns[_keys.ATTRS] = header
 
 
 def fit_tissue(
@@ -299,6 +283,22 @@ def _fit_of(method: str, run: Run, **learned: Any) -> Fit:
         options={name: np.asarray(x) if isinstance(x, tuple) else x for name, x in asdict(run.options).items()},
         **learned,
     )
+
+
+def _write(reference: AnnData, bank: Bank) -> None:
+    """Write a fit and the rows of its bank, together: what is interrupted before leaves the earlier fit whole."""
+    header, placed = dict(reference.uns[_keys.ATTRS]), {_keys.RETRIEVAL_KEY: bank.key}
+    if bank.regression_key is not None:
+        placed[_keys.REGRESSION_KEY] = bank.regression_key
+    # Intervals hold for one fit.
+    if header.pop(_keys.CALIBRATION, None) is not None:
+        logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
+    header["content_hash"] = bank.header.content_hash
+    record = replace(bank.fit, reference_hash=bank.header.content_hash).stored()
+    header[_keys.FIT] = {**record, "fit_hash": fit_hash(header, record, placed)}
+    reference.obsm.pop(_keys.REGRESSION_KEY, None)
+    reference.obsm.update(placed)
+    reference.uns[_keys.ATTRS] = header
 
 
 def _neighbor_counts(
