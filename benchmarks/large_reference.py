@@ -24,7 +24,8 @@ from real_sections import write_between_markers
 import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
-from ragst_sd._reference import fit_hash, reference_hash
+from ragst_sd._reference import reference_hash
+from ragst_sd.reference.hashing import fit_hash
 from ragst_sd.retrieval.methods import phi_of
 
 N_DONORS, N_GENES, IMAGE_PX = 4, 300, 1000
@@ -78,7 +79,9 @@ def enlarge(reference, n_rows: int):
     )
     fit["reference_hash"] = header["content_hash"] = reference_hash(large)
     header[_keys.FIT] = fit
-    fit["fit_hash"] = fit_hash(large.uns["ragst"], fit, large.obsm)
+    fit["fit_hash"] = fit_hash(
+        large.uns["ragst"], fit, *(large.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
     return large
 
 

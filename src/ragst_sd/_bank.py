@@ -31,9 +31,7 @@ from ragst_sd.retrieval.projection import standardize
 from ragst_sd.retrieval.training import dense
 
 
-def open_bank(
-    reference: AnnData, *, task: str | None = "histology", fitted: bool = True, whole: bool = True
-) -> Bank:
+def open_bank(reference: AnnData, *, task: str | None = "histology", fitted: bool = True, whole: bool = True) -> Bank:
     """Check a reference of tissue, or of responses to perturbations, once, and take it apart.
 
     Parameters
@@ -61,18 +59,22 @@ def open_bank(
     if fitted:
         require_fit(reference, stored, content.hash, whole=whole and not is_lazy(content.values))
     fit = Fit.read(stored[_keys.FIT]) if isinstance(stored.get(_keys.FIT), Mapping) else None
-    taken_apart = _responses if stored["task"] == TASK else _tissue
+    if stored["task"] == TASK:
+        bank = _responses(reference, stored, content, metric="cosine" if fit is None else fit.metric)
+    else:
+        bank = _tissue(reference, stored, content)
     return replace(
-        taken_apart(reference, stored, content, fit),
+        bank,
         ids=reference.obs_names.to_numpy(dtype=str),
         genes=reference.var_names,
         obs=reference.obs,
         var=reference.var,
         digests=content.digests,
+        fit=fit,
     )
 
 
-def _tissue(reference: AnnData, stored: Mapping[str, Any], content: Content, fit: Fit | None) -> Bank:
+def _tissue(reference: AnnData, stored: Mapping[str, Any], content: Content) -> Bank:
     obs, header = reference.obs, Header.read(stored)
     panel = {name: i for i, name in enumerate(header.panels)}
     panel_names, of_name = _codes(obs[_keys.PANEL])
@@ -95,11 +97,10 @@ def _tissue(reference: AnnData, stored: Mapping[str, Any], content: Content, fit
         key=reference.obsm.get(_keys.RETRIEVAL_KEY),
         regression_key=reference.obsm.get(_keys.REGRESSION_KEY),
         header=replace(header, content_hash=content.hash, frame_hash=whole_hash(reference, [sizes.tobytes()])),
-        fit=fit,
     )
 
 
-def _responses(reference: AnnData, stored: Mapping[str, Any], content: Content, fit: Fit | None) -> Bank:
+def _responses(reference: AnnData, stored: Mapping[str, Any], content: Content, *, metric: str) -> Bank:
     """Responses in the order of the rows; cells, which few methods need, are left where they are: see `with_cells`."""
     header = replace(ScreenHeader.read(stored), content_hash=content.hash)
     values, given = dense(content.values), header.from_responses
@@ -118,14 +119,13 @@ def _responses(reference: AnnData, stored: Mapping[str, Any], content: Content, 
         folds=np.unique(names.astype(str), return_inverse=True)[1],
         sections=sections,
         header=header,
-        fit=fit,
         screen=Screen(
             halves=(halves[0], halves[1]),
             perturbed=tuple(components(name, header.control_names) for name in names),
             states=_mean_responses(values, sections, header.states) if given else header.states,
             # Of responses it may be unknown: then rows count alike. A row of one cell has none.
             reliability=np.nan_to_num(reliability, nan=float(given)),
-            metric="cosine" if fit is None else fit.metric,
+            metric=metric,
             errors=None if error is None else np.nan_to_num(dense(error)),
             from_cells=not given,
         ),
@@ -166,7 +166,9 @@ def _codes(column: pd.Series, name_of: Callable[[Any], str] = str) -> tuple[np.n
 
 
 def standardized(bank: Bank) -> Bank:
-    """The bank with its embeddings in memory as compared: float64, standardised by section where the header says so.
+    """The bank with its embeddings as they are compared, float64, standardised by section where the header says so.
+
+    They are in memory; `raw` are the embeddings as they were made.
 
     Raises
     ------
@@ -174,24 +176,23 @@ def standardized(bank: Bank) -> Bank:
         If the rows lie on disk, an embedding is NaN or infinite, or a section has no statistics.
     """
     require_in_memory(bank.values)
-    header, raw = bank.header, np.asarray(bank.embedding, dtype=np.float64)
-    bad = int((~np.isfinite(raw).all(axis=1)).sum())
+    header, raw = bank.header, np.asarray(bank.embedding)
+    values = raw.astype(np.float64)
+    bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
             f"`obsm[{header.use_rep!r}]` of the reference is NaN or infinite in {bad} rows. Drop them and fit again."
         )
-    if not header.standardize:
-        return replace(bank, embedding=raw)
-    out, sections = np.empty_like(raw), header.sections
-    names = list(sections.sample)
-    for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
+    names = list(header.sections.sample)
+    of_samples = bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices if header.standardize else {}
+    for sample, rows in of_samples.items():
         if sample not in names:
             raise ValueError(
                 f"Section {sample!r} has no statistics in the reference's header (it has {names}). Build it again."
             )
         place = names.index(sample)
-        out[rows] = standardize(raw[rows], sections.mean[place], sections.std[place])
-    return replace(bank, embedding=out)
+        values[rows] = standardize(values[rows], header.sections.mean[place], header.sections.std[place])
+    return replace(bank, embedding=values, raw=raw)
 
 
 def n_measured(bank: Bank) -> np.ndarray:

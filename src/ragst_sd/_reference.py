@@ -14,9 +14,10 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._validate import require_type
-from ragst_sd.reference.hashing import combined_hash, content_hash, parameters_hash, row_digests
+from ragst_sd.reference.hashing import combined_hash, content_hash, fit_hash, parameters_hash, row_digests
+from ragst_sd.reference.header import check_fit, check_header
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_fit, check_header
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 
 # Rows that are looked at together where all rows are gone through.
 ROW_BLOCK = 8192
@@ -178,41 +179,17 @@ def require_fit(reference: AnnData, header: Mapping[str, Any], current: str, *, 
     check_fit(fit, task=header["task"])
     if header["task"] != TASK:
         method_of_fit(fit["method"])
+    placed = (reference.obsm.get(name) for name in (_keys.RETRIEVAL_KEY, _keys.REGRESSION_KEY))
     if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
         raise ValueError(
             "The reference changed after it was fitted (rows, values, embeddings or annotations): "
             f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
         )
-    if whole and fit_hash(header, fit, reference.obsm) != fit["fit_hash"]:
+    if whole and fit_hash(header, fit, *placed) != fit["fit_hash"]:
         raise ValueError(
             "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the "
             "sections changed after `rg.tl.fit`. Fit again."
         )
-
-
-def fit_hash(header: Mapping[str, Any], fit: Mapping[str, Any], placed: Mapping[str, Any]) -> str:
-    """Hash of all that a prediction depends on beside the reference's content.
-
-    Parameters
-    ----------
-    header
-        Of the reference.
-    fit
-        What is stored of the fit.
-    placed
-        Rows in phi-space and, of some methods, as their regression takes them, under their names in `.obsm`.
-    """
-    parts: dict[str, Any] = {
-        "fit": {name: value for name, value in fit.items() if name != "fit_hash"},
-        "key": np.asarray(placed[_keys.RETRIEVAL_KEY]),
-    }
-    if header["task"] != TASK:
-        parts["standardize"] = bool(header["standardize"])
-        # The species names genes and weighs nothing; fits of references without it stay valid.
-        parts["sections"] = {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"}
-    if _keys.REGRESSION_KEY in placed:
-        parts["regression_key"] = np.asarray(placed[_keys.REGRESSION_KEY])
-    return parameters_hash(parts)
 
 
 def is_perturbation(reference: AnnData) -> bool:
