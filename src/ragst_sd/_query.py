@@ -1,4 +1,4 @@
-"""Embeddings of tables, and the query of a prediction: read, checked, and what surrounds its spots."""
+"""Embeddings of tables, and the query of a prediction: read and checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""References of either task at the rim: checks on reading, their content hash, the header of new ones."""
+"""What a reference of either task states and holds: its header, its content and its fit, checked; and new references."""
 
 from __future__ import annotations
 

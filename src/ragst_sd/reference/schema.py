@@ -1,4 +1,4 @@
-"""The schema of a reference's header: what must be there, and in which version."""
+"""What headers must hold, and in which version; when two embeddings are alike."""
 
 from __future__ import annotations
 

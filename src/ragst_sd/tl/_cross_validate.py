@@ -32,7 +32,7 @@ from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.tl._downstream_metrics import gene_sets_of
-from ragst_sd.tl._fit import fit_tissue, train_on, with_counts
+from ragst_sd.tl._fit import fit_tissue, neighbor_counts, train_on
 from ragst_sd.tl._fold_scores import (
     FEWEST_SPOTS,
     about_the_data,
@@ -251,15 +251,14 @@ def cross_validate(
             sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
             frames = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             # What fits of the same rows have in common is made once.
-            of_fold: dict[str, Any] = {"group_key": inner, "shared": {}, "say": logger.debug}
+            shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
+                sizes = neighbor_counts(len(part), n_neighbors, n_candidates)
                 for method in methods:
                     begin(f"{fold.kind} held out {i + 1} of {len(rounds)} ({fold.name}), {method}")
-                    run = with_counts(
-                        Run(options[method], seed, train_on(device), amp), len(part), n_neighbors, n_candidates
-                    )
-                    fitted = fit_tissue(part, method, run, **of_fold)
+                    run = Run(options[method], seed, train_on(device), amp, **sizes)
+                    fitted = fit_tissue(part, method, run, group_key=inner, shared=shared, say=logger.debug)
                     for section in sections:
                         frame = score_section(
                             bank, fitted, section, values, numbers, label_key, seed, metrics=asked, gene_sets=gene_sets

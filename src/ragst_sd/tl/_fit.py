@@ -157,15 +157,15 @@ def fit(
 
     if responses:
         known = RESPONSE_METHODS[method]
-        counts = {"cited": known.n_neighbors, "compared": known.n_candidates}
-        run = with_counts(run, len(bank), n_neighbors, n_candidates, **counts)
+        counts = neighbor_counts(len(bank), n_neighbors, n_candidates, known.n_neighbors, known.n_candidates)
+        run = replace(run, **counts)
         fitted = fit_responses(bank, method, run, group_key=group_key)
     else:
         if metric != "euclidean" and METHODS[method].place is not None:
             raise ValueError(
                 f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
             )
-        run = with_counts(run, len(bank), n_neighbors, n_candidates)
+        run = replace(run, **neighbor_counts(len(bank), n_neighbors, n_candidates))
         if run.device == "cpu":
             quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
             say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
@@ -188,16 +188,10 @@ def train_on(asked: str | None) -> str:
     return "cpu" if wanted is None else str(resolve_device(wanted))
 
 
-def with_counts(
-    run: Run,
-    n_rows: int,
-    n_neighbors: int | None,
-    n_candidates: int | None,
-    *,
-    cited: int = DEFAULT_NEIGHBORS,
-    compared: int = 1,
-) -> Run:
-    """The run with the numbers of rows cited and compared: `cited` and `compared` where a reference has as many."""
+def neighbor_counts(
+    n_rows: int, n_neighbors: int | None, n_candidates: int | None, cited: int = DEFAULT_NEIGHBORS, compared: int = 1
+) -> dict[str, Any]:
+    """How many rows are cited and compared in a run: `cited` and `compared` where a reference has as many."""
     for name, value in (("n_neighbors", n_neighbors), ("n_candidates", n_candidates)):
         if value is None:
             continue
@@ -215,7 +209,7 @@ def with_counts(
         raise ValueError(
             f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
         )
-    return replace(run, n_neighbors=int(n_neighbors), n_candidates=int(n_candidates))
+    return {"n_neighbors": int(n_neighbors), "n_candidates": int(n_candidates)}
 
 
 def fit_tissue(
@@ -258,7 +252,8 @@ def fit_tissue(
     # A store keeps no None; no column has an empty name.
     known: dict[str, Any] = {"group_key": "" if group_key is None else str(group_key), "appearance": appearance}
     fit = _recorded(method, run, {**state, **parameters}, **known, **grounding)
-    return replace(bank, fit=fit, key=key[back], regression_key=None if features is None else features[back])
+    features = None if features is None else features[back]
+    return replace(bank, fit=fit, key=key[back], regression_key=features, raw=None)
 
 
 def fit_responses(bank: Bank, method: str, run: Run, *, group_key: str | None) -> Bank:
