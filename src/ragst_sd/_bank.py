@@ -13,15 +13,7 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
 from ragst_sd._labels import label, labels
-from ragst_sd._reference import (
-    Content,
-    content_of,
-    is_lazy,
-    read_header,
-    require_fit,
-    require_in_memory,
-    whole_hash,
-)
+from ragst_sd._reference import Content, content_of, is_lazy, read_header, require_fit, require_in_memory, whole_hash
 from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.responses import components

@@ -95,10 +95,10 @@ def row_hashes(
 
     In blocks, so that a lazy reference need not fit into memory. `canonical` is `.X` by `as_csr`, where it is known.
     """
-    header = reference.uns[_keys.ATTRS]
+    names = _label_columns(reference)
     rows = np.arange(reference.n_obs) if rows is None else rows
-    columns = {name: labels(reference.obs[name].iloc[rows]) for name in _label_columns(reference, header)}
-    ids, embedding = reference.obs_names[rows], reference.obsm[header["use_rep"]]
+    columns = {name: labels(reference.obs[name].iloc[rows]) for name in names}
+    ids, embedding = reference.obs_names[rows], reference.obsm[reference.uns[_keys.ATTRS]["use_rep"]]
     digests = []
     for start in range(0, len(rows), HASH_BLOCK):
         part = slice(start, start + HASH_BLOCK)
@@ -113,7 +113,7 @@ def row_hashes(
 
 def whole_hash(reference: AnnData, digests: Sequence[bytes]) -> str:
     """Content hash from the digests of all rows, whatever their order."""
-    columns = _label_columns(reference, reference.uns[_keys.ATTRS])
+    columns = _label_columns(reference)
     genes, measured = list(reference.var_names), np.asarray(reference.varm[_keys.MEASURED])
     return combined_hash(digests, genes=genes, columns=sorted(columns), measured=measured)
 
@@ -125,16 +125,16 @@ def annotations_hash(reference: AnnData) -> str:
         "genes": np.asarray(reference.var_names, dtype=object),
         "measured": np.packbits(np.asarray(reference.varm[_keys.MEASURED])),
     }
-    for name in _label_columns(reference, reference.uns[_keys.ATTRS]):
+    for name in _label_columns(reference):
         # Of a column with many repeats only the distinct labels are made strings.
         codes, values = reference.obs[name].factorize()
         parts[name] = {"codes": codes.astype(np.int64), "labels": np.asarray(labels(values), dtype=object)}
     return parameters_hash(parts)
 
 
-def _label_columns(reference: AnnData, header: dict[str, Any]) -> list[str]:
+def _label_columns(reference: AnnData) -> list[str]:
     # Columns that a user adds later say nothing about the data; those asked for at building do.
-    columns = [*LABELS, *map(str, header["obs"])]
+    columns = [*LABELS, *map(str, reference.uns[_keys.ATTRS]["obs"])]
     return [name for name in dict.fromkeys(columns) if name in reference.obs]
 
 
