@@ -14,7 +14,7 @@ from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized, with_cells
 from ragst_sd._settings import resolve_device, settings
 from ragst_sd._state import fit_state, state_of
-from ragst_sd._validate import as_seed, listing, require_choice, require_key, require_positive
+from ragst_sd._validate import as_seed, listing, require_choice, require_positive
 from ragst_sd.reference.hashing import fit_hash
 from ragst_sd.reference.header import Fit
 from ragst_sd.retrieval.appearance import calibrate_raw
@@ -269,7 +269,6 @@ def fit_responses(bank: Bank, method: str, run: Run, *, group_key: str | None) -
             f"needs none: {listing(others)}."
         )
     run = replace(run, held_out=_keys.PERTURBATION if group_key is None else group_key)
-    require_key(run.held_out, list(bank.obs.columns), "reference.obs")
     bank = replace(bank, folds=group_codes(bank.obs, run.held_out), screen=replace(bank.screen, metric=run.metric))
     bank = with_cells(bank) if known.needs_cells and bank.screen.from_cells else bank
     # Sums follow the names of the rows, so that their order changes nothing.
