@@ -24,7 +24,8 @@ from real_sections import write_between_markers
 import ragst_sd as rg
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized
-from ragst_sd._reference import fit_hash, reference_hash
+from ragst_sd._reference import reference_hash
+from ragst_sd.reference.hashing import fit_hash
 from ragst_sd.retrieval.methods import phi_of
 
 N_DONORS, N_GENES, IMAGE_PX = 4, 300, 1000
@@ -72,13 +73,15 @@ def enlarge(reference, n_rows: int):
     large.uns[_keys.ATTRS] = header
     large.obsm[_keys.RETRIEVAL_KEY] = np.concatenate(
         [
-            phi_of(METHOD, fit["parameters"], standardized(part, open_bank(part, fitted=False, whole=False)).embedding)
+            phi_of(METHOD, fit["parameters"], standardized(open_bank(part, fitted=False, whole=False)).embedding)
             for part in (large[start : start + BLOCK] for start in range(0, n_rows, BLOCK))
         ]
     )
     fit["reference_hash"] = header["content_hash"] = reference_hash(large)
     header[_keys.FIT] = fit
-    fit["fit_hash"] = fit_hash(large, fit)
+    fit["fit_hash"] = fit_hash(
+        large.uns["ragst"], fit, *(large.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
     return large
 
 

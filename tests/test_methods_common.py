@@ -81,9 +81,9 @@ class Tissue:
 
     def fit(self, name, bank, rng=0, **options):
         small = {key: value for key, value in self.small.items() if key in names_of(METHODS[name])}
-        run = Run(resolve_options(METHODS, name, {**small, **options}), rng=rng)
-        counts = {"n_neighbors": K, "n_candidates": N_CANDIDATES}
-        fitted = fit_tissue(bank, name, run, raw=bank.embedding, group_key=None, metric="euclidean", **counts)
+        options = resolve_options(METHODS, name, {**small, **options})
+        run = Run(options, rng=rng, n_neighbors=K, n_candidates=N_CANDIDATES)
+        fitted = fit_tissue(replace(bank, raw=bank.embedding), name, run, group_key=None)
         if name == "rag":
             # Both parts of the stack, whatever held-out donors say of so few rows.
             fitted.fit.parameters["retrieval_share"] = np.full(9, SHARE)

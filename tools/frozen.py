@@ -24,7 +24,8 @@ import torch
 
 import ragst_sd as rg
 from ragst_sd._demo import read_folder
-from ragst_sd._reference import fit_hash, reference_hash
+from ragst_sd._reference import reference_hash
+from ragst_sd.reference.hashing import fit_hash
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
@@ -233,7 +234,9 @@ def give_fit(reference: AnnData, path: Path) -> None:
     # Another processor may round the last bit of an embedding otherwise, and the fit is then of another reference.
     record = reference.uns["ragst"]["fit"]
     record["reference_hash"] = reference_hash(reference)
-    record["fit_hash"] = fit_hash(reference, record)
+    record["fit_hash"] = fit_hash(
+        reference.uns["ragst"], record, *(reference.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
 
 
 def compare(data: Path, folder: Path = FOLDER, *, refit: bool = False) -> list[str]:

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from ragst_sd import _keys, _reference
+from ragst_sd import _keys
 from ragst_sd._cell_types import cell_types
 from ragst_sd._labels import label, labels
+from ragst_sd._reference import Content, content_of, is_lazy, read_header, require_fit, require_in_memory, whole_hash
 from ragst_sd.reference.header import Fit, Header, ScreenHeader
 from ragst_sd.reference.normalize import as_csr
 from ragst_sd.reference.responses import components
@@ -22,7 +23,7 @@ from ragst_sd.retrieval.projection import standardize
 from ragst_sd.retrieval.training import dense
 
 
-def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = True, whole: bool = True) -> Bank:
+def open_bank(reference: AnnData, *, task: str | None = "histology", fitted: bool = True, whole: bool = True) -> Bank:
     """Check a reference of tissue, or of responses to perturbations, once, and take it apart.
 
     Parameters
@@ -30,7 +31,7 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
     reference
         In memory, or with its rows on disk.
     task
-        What it must be for, `"histology"` or `"perturbation"`.
+        What it must be for, `"histology"` or `"perturbation"`; `None` takes either.
     fitted
         Whether it must have a fit, of the content that it has now.
     whole
@@ -45,24 +46,28 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
         If it is no reference or damaged, is to be fitted and is not, its method is not registered, or rows, values,
         annotations or the fit changed after fitting.
     """
-    if task == TASK:
-        return _open_screen(reference, fitted=fitted)
-    stored = _reference.read_header(reference, task)
-    cell_types(reference)  # fractions and header go together
-    header, lazy = Header.read(stored), _reference.is_lazy(reference)
-    digests, values = None, reference.X
-    if whole and lazy:
-        annotations = _reference.annotations_hash(reference)
-        if annotations != stored.get(_keys.ANNOTATIONS_HASH):
-            header = replace(header, content_hash=annotations)
-    elif whole:
-        sparse = as_csr(values) if hasattr(values, "tocsr") else None
-        digests = _reference.row_hashes(reference, canonical=sparse)
-        header = replace(header, content_hash=_reference.whole_hash(reference, digests))
-        values = np.asarray(values) if sparse is None else sparse
+    stored = read_header(reference, task)
+    content = content_of(reference, stored, whole=whole)
     if fitted:
-        _reference.require_fit(reference, stored, header.content_hash, whole=whole and not lazy)
-    obs = reference.obs
+        require_fit(reference, stored, content.hash, whole=whole and not is_lazy(content.values))
+    fit = Fit.read(stored[_keys.FIT]) if isinstance(stored.get(_keys.FIT), Mapping) else None
+    if stored["task"] == TASK:
+        bank = _responses(reference, stored, content, metric="cosine" if fit is None else fit.metric)
+    else:
+        bank = _tissue(reference, stored, content)
+    return replace(
+        bank,
+        ids=reference.obs_names.to_numpy(dtype=str),
+        genes=reference.var_names,
+        obs=reference.obs,
+        var=reference.var,
+        digests=content.digests,
+        fit=fit,
+    )
+
+
+def _tissue(reference: AnnData, stored: Mapping[str, Any], content: Content) -> Bank:
+    obs, header = reference.obs, Header.read(stored)
     panel = {name: i for i, name in enumerate(header.panels)}
     panel_names, of_name = _codes(obs[_keys.PANEL])
     panels = np.array([panel[name] for name in panel_names], dtype=np.int64)[of_name]
@@ -72,43 +77,25 @@ def open_bank(reference: AnnData, *, task: str = "histology", fitted: bool = Tru
     sections = np.unique(samples * (of_label.max(initial=0) + 1) + of_label, return_inverse=True)[1]
     # Numbers of rows too: without a section, the codes of the others would stand for the means of other sections.
     sizes = np.bincount(sections * len(panel) + panels)
-    header = replace(header, frame_hash=_reference.whole_hash(reference, [sizes.tobytes()]))
     return Bank(
         embedding=reference.obsm[header.use_rep],
-        values=values,
+        values=content.values,
         panels=panels,
         measured=np.asarray(reference.varm[_keys.MEASURED]).T,
         folds=None,
         sections=sections,
         donors=donors,
-        types=None if header.cell_types is None else reference.obsm[_keys.CELL_TYPE_FRACTION],
+        types=None if cell_types(reference) is None else reference.obsm[_keys.CELL_TYPE_FRACTION],
         key=reference.obsm.get(_keys.RETRIEVAL_KEY),
         regression_key=reference.obsm.get(_keys.REGRESSION_KEY),
-        digests=digests,
-        **_described(reference, header, stored.get(_keys.FIT)),
+        header=replace(header, content_hash=content.hash, frame_hash=whole_hash(reference, [sizes.tobytes()])),
     )
 
 
-def _described(reference: AnnData, header: Header | ScreenHeader, fit: Any) -> dict[str, Any]:
-    """What a bank of either task says of its rows and genes."""
-    return {
-        "ids": reference.obs_names.to_numpy(dtype=str),
-        "genes": reference.var_names,
-        "obs": reference.obs,
-        "var": reference.var,
-        "header": header,
-        "fit": Fit.read(fit) if isinstance(fit, Mapping) else None,
-    }
-
-
-def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
+def _responses(reference: AnnData, stored: Mapping[str, Any], content: Content, *, metric: str) -> Bank:
     """Responses in the order of the rows; cells, which few methods need, are left where they are: see `with_cells`."""
-    stored = _reference.read_header(reference, TASK)
-    header = replace(ScreenHeader.read(stored), content_hash=_reference.reference_hash(reference))
-    fit: Any = stored.get(_keys.FIT)
-    if fitted:
-        _reference.require_fit(reference, stored, header.content_hash)
-    values, given = dense(reference.X), header.from_responses
+    header = replace(ScreenHeader.read(stored), content_hash=content.hash)
+    values, given = dense(content.values), header.from_responses
     halves = (values, values) if given else tuple(dense(reference.layers[name]) for name in _keys.RESPONSE_HALVES)
     error = reference.layers.get(_keys.STANDARD_ERROR)
     reliability = reference.obs[_keys.RELIABILITY].to_numpy(dtype=np.float64)
@@ -123,14 +110,14 @@ def _open_screen(reference: AnnData, *, fitted: bool) -> Bank:
         measured=np.ones((1, reference.n_vars), dtype=bool),
         folds=np.unique(names.astype(str), return_inverse=True)[1],
         sections=sections,
-        **_described(reference, header, fit),
+        header=header,
         screen=Screen(
             halves=(halves[0], halves[1]),
             perturbed=tuple(components(name, header.control_names) for name in names),
             states=_mean_responses(values, sections, header.states) if given else header.states,
             # Of responses it may be unknown: then rows count alike. A row of one cell has none.
             reliability=np.nan_to_num(reliability, nan=float(given)),
-            metric=str(fit["metric"]) if fitted else "cosine",
+            metric=metric,
             errors=None if error is None else np.nan_to_num(dense(error)),
             from_cells=not given,
         ),
@@ -170,33 +157,34 @@ def _codes(column: pd.Series, name_of: Callable[[Any], str] = str) -> tuple[np.n
     return names, place[codes]
 
 
-def standardized(reference: AnnData, bank: Bank) -> Bank:
-    """The bank with its embeddings in memory as compared: float64, standardised by section where the header says so.
+def standardized(bank: Bank) -> Bank:
+    """The bank with its embeddings as they are compared, float64, standardised by section where the header says so.
+
+    They are in memory; `raw` are the embeddings as they were made.
 
     Raises
     ------
     ValueError
         If the rows lie on disk, an embedding is NaN or infinite, or a section has no statistics.
     """
-    _reference.require_in_memory(reference)
-    header, raw = bank.header, np.asarray(bank.embedding, dtype=np.float64)
-    bad = int((~np.isfinite(raw).all(axis=1)).sum())
+    require_in_memory(bank.values)
+    header, raw = bank.header, np.asarray(bank.embedding)
+    values = raw.astype(np.float64)
+    bad = int((~np.isfinite(values).all(axis=1)).sum())
     if bad:
         raise ValueError(
             f"`obsm[{header.use_rep!r}]` of the reference is NaN or infinite in {bad} rows. Drop them and fit again."
         )
-    if not header.standardize:
-        return replace(bank, embedding=raw)
-    out, sections = np.empty_like(raw), header.sections
-    names = list(sections.sample)
-    for sample, rows in bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices.items():
+    names = list(header.sections.sample)
+    of_samples = bank.obs.groupby(bank.obs[_keys.SAMPLE].astype(str)).indices if header.standardize else {}
+    for sample, rows in of_samples.items():
         if sample not in names:
             raise ValueError(
                 f"Section {sample!r} has no statistics in the reference's header (it has {names}). Build it again."
             )
         place = names.index(sample)
-        out[rows] = standardize(raw[rows], sections.mean[place], sections.std[place])
-    return replace(bank, embedding=out)
+        values[rows] = standardize(values[rows], header.sections.mean[place], header.sections.std[place])
+    return replace(bank, embedding=values, raw=raw)
 
 
 def n_measured(bank: Bank) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""References of either task at the rim: checks on reading, their content hash, the header of new ones."""
+"""What a reference of either task states and holds: its header, its content and its fit, checked; and new references."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import anndata as ad
 import numpy as np
@@ -14,10 +14,10 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._validate import require_type
-from ragst_sd.reference.hashing import combined_hash, content_hash, parameters_hash, row_digests
+from ragst_sd.reference.hashing import combined_hash, content_hash, fit_hash, parameters_hash, row_digests
+from ragst_sd.reference.header import check_fit, check_header
 from ragst_sd.reference.normalize import as_csr
-from ragst_sd.reference.schema import RESPONSE_UNITS, TASK, check_fit, check_header
-from ragst_sd.retrieval.bank import Bank
+from ragst_sd.reference.schema import RESPONSE_UNITS, TASK
 
 # Rows that are looked at together where all rows are gone through.
 ROW_BLOCK = 8192
@@ -55,47 +55,37 @@ def read_header(reference: AnnData, task: str | None = None) -> dict[str, Any]:
     return dict(header)
 
 
-def require_fit(reference: AnnData, header: Mapping[str, Any], current: str, *, whole: bool = True) -> None:
-    """Raise a `ValueError` unless a reference of content hash `current` has a fit, of what it holds now.
+class Content(NamedTuple):
+    """What a reference holds now."""
 
-    Of the fit itself, all is hashed if `whole`.
+    hash: str
+    values: Any
+    """`.X`; in memory as canonical CSR, or as a plain array."""
+    digests: list[bytes] | None = None
+    """One for each row of tissue, where all of them were read."""
+
+
+def content_of(reference: AnnData, header: Mapping[str, Any], *, whole: bool) -> Content:
+    """What a reference with this header holds; of tissue that is not looked at as a `whole`, the hash that it states.
+
+    Of rows on disk only what is in memory is looked at: they were checked when they were written.
     """
-    from ragst_sd.retrieval.methods import method_of_fit
-
-    fit: Any = header.get(_keys.FIT)
-    check_fit(fit, task=header.get("task", "histology"))
-    if not is_perturbation(reference):
-        method_of_fit(fit["method"])
-    if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
-        raise ValueError(
-            "The reference changed after it was fitted (rows, values, embeddings or annotations): "
-            f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
-        )
-    if whole and fit_hash(reference, fit) != fit["fit_hash"]:
-        raise ValueError(
-            "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the "
-            "sections changed after `rg.tl.fit`. Fit again."
-        )
+    if header["task"] == TASK:
+        return Content(_screen_hash(reference), reference.X)
+    if not whole:
+        return Content(header["content_hash"], reference.X)
+    if is_lazy(reference.X):
+        annotations = annotations_hash(reference)
+        same = annotations == header.get(_keys.ANNOTATIONS_HASH)
+        return Content(header["content_hash"] if same else annotations, reference.X)
+    sparse = as_csr(reference.X) if hasattr(reference.X, "tocsr") else None
+    digests = row_hashes(reference, canonical=sparse)
+    return Content(whole_hash(reference, digests), np.asarray(reference.X) if sparse is None else sparse, digests)
 
 
-def fit_hash(reference: AnnData, fit: Mapping[str, Any], bank: Bank | None = None) -> str:
-    """Hash of all that a prediction depends on beside the reference's content; of `bank`, rows as a new fit has them."""
-    header = reference.uns[_keys.ATTRS]
-    if bank is None:
-        key, regression_key = reference.obsm[_keys.RETRIEVAL_KEY], reference.obsm.get(_keys.REGRESSION_KEY)
-    else:
-        key, regression_key = bank.key, bank.regression_key
-    parts: dict[str, Any] = {
-        "fit": {name: value for name, value in fit.items() if name != "fit_hash"},
-        "key": np.asarray(key),
-    }
-    if not is_perturbation(reference):
-        parts["standardize"] = bool(header["standardize"])
-        # The species names genes and weighs nothing; fits of references without it stay valid.
-        parts["sections"] = {name: np.asarray(v) for name, v in header["sections"].items() if name != "species"}
-    if regression_key is not None:
-        parts["regression_key"] = np.asarray(regression_key)
-    return parameters_hash(parts)
+def reference_hash(reference: AnnData) -> str:
+    """Content hash of a reference of either task, whatever the order of its rows."""
+    return _screen_hash(reference) if is_perturbation(reference) else whole_hash(reference, row_hashes(reference))
 
 
 def row_hashes(
@@ -105,10 +95,10 @@ def row_hashes(
 
     In blocks, so that a lazy reference need not fit into memory. `canonical` is `.X` by `as_csr`, where it is known.
     """
-    header = reference.uns[_keys.ATTRS]
+    names = _label_columns(reference)
     rows = np.arange(reference.n_obs) if rows is None else rows
-    columns = {name: labels(reference.obs[name].iloc[rows]) for name in _label_columns(reference, header)}
-    ids, embedding = reference.obs_names[rows], reference.obsm[header["use_rep"]]
+    columns = {name: labels(reference.obs[name].iloc[rows]) for name in names}
+    ids, embedding = reference.obs_names[rows], reference.obsm[reference.uns[_keys.ATTRS]["use_rep"]]
     digests = []
     for start in range(0, len(rows), HASH_BLOCK):
         part = slice(start, start + HASH_BLOCK)
@@ -123,69 +113,9 @@ def row_hashes(
 
 def whole_hash(reference: AnnData, digests: Sequence[bytes]) -> str:
     """Content hash from the digests of all rows, whatever their order."""
-    columns = _label_columns(reference, reference.uns[_keys.ATTRS])
+    columns = _label_columns(reference)
     genes, measured = list(reference.var_names), np.asarray(reference.varm[_keys.MEASURED])
     return combined_hash(digests, genes=genes, columns=sorted(columns), measured=measured)
-
-
-def reference_hash(reference: AnnData) -> str:
-    """Content hash of a reference of either task, whatever the order of its rows."""
-    return _screen_hash(reference) if is_perturbation(reference) else whole_hash(reference, row_hashes(reference))
-
-
-def n_measured(reference: AnnData) -> np.ndarray:
-    """(genes,) number of rows that measured each gene."""
-    panels = [str(panel) for panel in reference.uns[_keys.ATTRS]["panels"]]
-    rows = reference.obs[_keys.PANEL].astype(str).value_counts().reindex(panels, fill_value=0)
-    return np.asarray(reference.varm[_keys.MEASURED]) @ rows.to_numpy()
-
-
-def write_header(reference: AnnData, header: Mapping[str, Any]) -> None:
-    """Write a header, with the content hash, and how many rows measured each gene."""
-    reference.uns[_keys.ATTRS] = dict(header)
-    reference.var[_keys.N_MEASURED] = n_measured(reference)
-    reference.uns[_keys.ATTRS]["content_hash"] = reference_hash(reference)
-
-
-def of_rows(header: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
-    """A header with the sections and sources of some rows only."""
-    # Not `astype`: as read from disk, names do not cast.
-    samples = np.array([str(sample) for sample in header["sections"]["sample"]])
-    has_rows = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
-    sections = {name: np.asarray(column)[has_rows] for name, column in header["sections"].items()}
-    return {**header, "sections": sections, "sources": header["sources"].loc[samples[has_rows]]}
-
-
-def new_reference(
-    header: Mapping[str, Any],
-    genes: Sequence[str],
-    *,
-    values: sp.csr_matrix,
-    counts: sp.csr_matrix | None,
-    obs: pd.DataFrame,
-    embedding: np.ndarray,
-    thumbnails: np.ndarray | None,
-    measured: np.ndarray,
-) -> AnnData:
-    """A reference of tissue from its parts and what its header says of them."""
-    reference = ad.AnnData(
-        values,
-        obs=obs,
-        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
-        layers=None if counts is None else {_keys.COUNTS: counts},
-        obsm={header["use_rep"]: embedding},
-        varm={_keys.MEASURED: measured},
-    )
-    if thumbnails is not None:
-        reference.obsm[_keys.THUMBNAIL] = thumbnails
-    write_header(reference, {"schema_version": _keys.REFERENCE_VERSION, "task": "histology", **header})
-    return reference
-
-
-def _label_columns(reference: AnnData, header: dict[str, Any]) -> list[str]:
-    # Columns that a user adds later say nothing about the data; those asked for at building do.
-    columns = [*LABELS, *map(str, header["obs"])]
-    return [name for name in dict.fromkeys(columns) if name in reference.obs]
 
 
 def annotations_hash(reference: AnnData) -> str:
@@ -195,25 +125,17 @@ def annotations_hash(reference: AnnData) -> str:
         "genes": np.asarray(reference.var_names, dtype=object),
         "measured": np.packbits(np.asarray(reference.varm[_keys.MEASURED])),
     }
-    for name in _label_columns(reference, reference.uns[_keys.ATTRS]):
+    for name in _label_columns(reference):
         # Of a column with many repeats only the distinct labels are made strings.
         codes, values = reference.obs[name].factorize()
         parts[name] = {"codes": codes.astype(np.int64), "labels": np.asarray(labels(values), dtype=object)}
     return parameters_hash(parts)
 
 
-def is_lazy(reference: AnnData) -> bool:
-    """Whether a reference's rows lie on disk, as :func:`ragst_sd.io.read_reference` leaves them with `lazy=True`."""
-    return hasattr(reference.X, "dask")
-
-
-def require_in_memory(reference: AnnData, what: str = "The reference is") -> None:
-    """Raise a `ValueError` if the rows of a reference lie on disk."""
-    if is_lazy(reference):
-        raise ValueError(
-            f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` "
-            "first."
-        )
+def _label_columns(reference: AnnData) -> list[str]:
+    # Columns that a user adds later say nothing about the data; those asked for at building do.
+    columns = [*LABELS, *map(str, reference.uns[_keys.ATTRS]["obs"])]
+    return [name for name in dict.fromkeys(columns) if name in reference.obs]
 
 
 def _screen_hash(reference: AnnData) -> str:
@@ -246,7 +168,74 @@ def _cells(part: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
+def require_fit(reference: AnnData, header: Mapping[str, Any], current: str, *, whole: bool = True) -> None:
+    """Raise a `ValueError` unless a reference of content hash `current` has a fit, of what it holds now.
+
+    Of the fit itself, all is hashed if `whole`.
+    """
+    from ragst_sd.retrieval.methods import method_of_fit
+
+    fit: Any = header.get(_keys.FIT)
+    check_fit(fit, task=header["task"])
+    if header["task"] != TASK:
+        method_of_fit(fit["method"])
+    placed = (reference.obsm.get(name) for name in (_keys.RETRIEVAL_KEY, _keys.REGRESSION_KEY))
+    if current != fit["reference_hash"] or _keys.RETRIEVAL_KEY not in reference.obsm:
+        raise ValueError(
+            "The reference changed after it was fitted (rows, values, embeddings or annotations): "
+            f"hash {current[:12]} against {fit['reference_hash'][:12]}. Run `rg.tl.fit` again."
+        )
+    if whole and fit_hash(header, fit, *placed) != fit["fit_hash"]:
+        raise ValueError(
+            "The fit does not match its hash: its parameters, `obsm['retrieval_key']`, or the statistics of the "
+            "sections changed after `rg.tl.fit`. Fit again."
+        )
+
+
 def is_perturbation(reference: AnnData) -> bool:
     """Whether a reference holds responses to perturbations; tissue otherwise."""
     header = getattr(reference, "uns", {}).get(_keys.ATTRS)
     return isinstance(header, Mapping) and header.get("task") == TASK
+
+
+def is_lazy(values: Any) -> bool:
+    """Whether rows lie on disk, as :func:`ragst_sd.io.read_reference` leaves them with `lazy=True`."""
+    return hasattr(values, "dask")
+
+
+def require_in_memory(values: Any, what: str = "The reference is") -> None:
+    """Raise a `ValueError` if the rows of a reference, which hold these values, lie on disk."""
+    if is_lazy(values):
+        raise ValueError(
+            f"{what} lazy: its rows lie on disk, which is enough to predict. Load it with `reference.to_memory()` "
+            "first."
+        )
+
+
+def new_reference(
+    header: Mapping[str, Any],
+    genes: Sequence[str],
+    *,
+    values: sp.csr_matrix,
+    counts: sp.csr_matrix | None,
+    obs: pd.DataFrame,
+    embedding: np.ndarray,
+    thumbnails: np.ndarray | None,
+    measured: np.ndarray,
+) -> AnnData:
+    """A reference of tissue from its parts and what its header says of them."""
+    reference = ad.AnnData(
+        values,
+        obs=obs,
+        var=pd.DataFrame(index=pd.Index(genes, name="gene")),
+        layers=None if counts is None else {_keys.COUNTS: counts},
+        obsm={header["use_rep"]: embedding},
+        varm={_keys.MEASURED: measured},
+    )
+    if thumbnails is not None:
+        reference.obsm[_keys.THUMBNAIL] = thumbnails
+    of_panels = obs[_keys.PANEL].astype(str).value_counts().reindex([*header["panels"]], fill_value=0)
+    reference.var[_keys.N_MEASURED] = measured @ of_panels.to_numpy()
+    reference.uns[_keys.ATTRS] = {"schema_version": _keys.REFERENCE_VERSION, "task": "histology", **header}
+    reference.uns[_keys.ATTRS]["content_hash"] = reference_hash(reference)
+    return reference

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ragst_sd as rg
-from ragst_sd._reference import fit_hash
+from ragst_sd.reference.hashing import fit_hash
 
 GENES = 3
 
@@ -15,7 +15,9 @@ def change_fit(reference, **parameters):
     """The fit with other parameters, as if held-out donors had asked for them."""
     header = reference.uns["ragst"]
     header["fit"]["parameters"] |= parameters
-    header["fit"]["fit_hash"] = fit_hash(reference, header["fit"])
+    header["fit"]["fit_hash"] = fit_hash(
+        header, header["fit"], *(reference.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from matplotlib.patches import Rectangle
 
 import ragst_sd as rg
 from ragst_sd._fields import write_sums
-from ragst_sd._reference import fit_hash
 from ragst_sd.pl import _style
+from ragst_sd.reference.hashing import fit_hash
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -201,7 +201,9 @@ def test_numbers_stand_beside_their_steps_when_a_regression_takes_part(query, re
     rg.tl.fit(reference, n_neighbors=5, options=quick("rag"), progress=False)
     header = reference.uns["ragst"]
     header["fit"]["parameters"]["retrieval_share"] = np.full(reference.n_vars, 0.4)
-    header["fit"]["fit_hash"] = fit_hash(reference, header["fit"])
+    header["fit"]["fit_hash"] = fit_hash(
+        header, header["fit"], *(reference.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
     rg.tl.predict(query, reference)
     spot, gene = query.tables["predicted"].obs_names[5], reference.var_names[0]
     ax = rg.pl.explain(query, reference, obs_names=spot, genes=gene, n_shown=2, return_ax=True)[gene]

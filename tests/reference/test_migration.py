@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd.reference.header import migrated
-from ragst_sd.reference.schema import REFERENCE_VERSION, check_header
+from ragst_sd.reference.header import check_header, migrated
+from ragst_sd.reference.schema import REFERENCE_VERSION
 
 
 def first(naming: str = "symbol", **fields) -> dict:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from ragst_sd.reference.header import check_header
 from ragst_sd.reference.responses import canonical, components, embed_perturbation
-from ragst_sd.reference.schema import TASK, check_header
+from ragst_sd.reference.schema import TASK
 
 
 def test_names_have_one_spelling():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 import ragst_sd as rg
@@ -16,8 +18,9 @@ from ..test_methods_common import several_donors
 
 
 def answers(name, bank, asked, **options):
-    counts = {"n_neighbors": 4, "n_candidates": 6, "raw": bank.embedding, "group_key": None, "metric": "euclidean"}
-    fitted = fit_tissue(bank, name, Run(resolve_options(METHODS, name, options), rng=0), **counts)
+    bank = replace(bank, raw=bank.embedding)
+    run = Run(resolve_options(METHODS, name, options), rng=0, n_neighbors=4, n_candidates=6)
+    fitted = fit_tissue(bank, name, run, group_key=None)
     if name == "rag":
         fitted.fit.parameters["retrieval_share"] = np.zeros(9)
     eligibility = Eligibility.everything(len(asked), len(bank))

@@ -11,7 +11,8 @@ import pytest
 
 import ragst_sd as rg
 from ragst_sd._bank import open_bank
-from ragst_sd._reference import fit_hash, reference_hash
+from ragst_sd._reference import reference_hash
+from ragst_sd.reference.hashing import fit_hash
 from ragst_sd.retrieval.conformal import group_threshold
 from ragst_sd.tl._calibrate import calibrate
 from ragst_sd.tl._folds import outer_folds
@@ -44,7 +45,9 @@ def test_a_fit_without_the_scale_of_its_regression_is_warned_of(three, caplog):
     rg.tl.fit(three, method="kernel_ridge", progress=False)
     record = three.uns["ragst"]["fit"]
     del record["parameters"]["regression_scale"]
-    record["fit_hash"] = fit_hash(three, record)
+    record["fit_hash"] = fit_hash(
+        three.uns["ragst"], record, *(three.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
     rg.tl.calibrate(three, **QUIET)
     assert "'kernel_ridge' was made by an earlier release" in caplog.text
     caplog.clear()
@@ -168,7 +171,7 @@ class TestFolds:
         original = _calibrate.fit_tissue
 
         def spy(part, method, run, **kwargs):
-            refits.append({"method": method, "rng": run.rng, "options": asdict(run.options), **kwargs})
+            refits.append({**vars(run), "method": method, "options": asdict(run.options), **kwargs})
             return original(part, method, run, **kwargs)
 
         monkeypatch.setattr(_calibrate, "fit_tissue", spy)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 import ragst_sd as rg
-from ragst_sd._reference import fit_hash, reference_hash
+from ragst_sd._reference import reference_hash
+from ragst_sd.reference.hashing import fit_hash
 from ragst_sd.retrieval.response_methods import RESPONSE_METHODS
 
 from ..screens import QUICK, planted_screen
@@ -137,7 +138,9 @@ def transplant(source, target):
     fit = dict(source.uns["ragst"]["fit"])
     target.obsm["retrieval_key"] = np.asarray(target.obsm["perturbation_embedding"], dtype=np.float64)
     fit["reference_hash"] = reference_hash(target)
-    fit["fit_hash"] = fit_hash(target, fit)
+    fit["fit_hash"] = fit_hash(
+        target.uns["ragst"], fit, *(target.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
     target.uns["ragst"] = {**target.uns["ragst"], "fit": fit, "content_hash": fit["reference_hash"]}
 
 

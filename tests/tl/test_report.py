@@ -19,7 +19,7 @@ from ragst_sd._licenses import (
     UNRECOGNISED,
     terms_of,
 )
-from ragst_sd._reference import fit_hash
+from ragst_sd.reference.hashing import fit_hash
 
 from ..html_reader import Reader
 
@@ -265,7 +265,9 @@ def test_a_stack_that_is_regression_alone(query, reference, quick, tmp_path):
     rg.tl.fit(reference, n_neighbors=10, options=quick("rag"), progress=False)
     header = reference.uns["ragst"]
     header["fit"]["parameters"]["retrieval_share"] = np.zeros(reference.n_vars)
-    header["fit"]["fit_hash"] = fit_hash(reference, header["fit"])
+    header["fit"]["fit_hash"] = fit_hash(
+        header, header["fit"], *(reference.obsm.get(name) for name in ("retrieval_key", "regression_key"))
+    )
     rg.tl.predict(query, reference)
     text, _ = write(tmp_path, query, reference, pictures=False)
     assert "Method 'rag' cites no measured spots in this prediction" in text

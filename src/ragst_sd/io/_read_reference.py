@@ -23,6 +23,7 @@ from ragst_sd import _keys
 from ragst_sd._reference import ROW_BLOCK, annotations_hash, is_perturbation, read_header, reference_hash
 from ragst_sd._replacing import OLD, leftovers, locked, recover, version_of
 from ragst_sd.reference.header import migrated
+from ragst_sd.reference.schema import TASK
 
 logger = logging.getLogger(__name__)
 
@@ -91,11 +92,11 @@ def read_reference(path: str | os.PathLike[str], *, lazy: bool = False) -> AnnDa
             f"`uns/{_keys.ATTRS}`). If it was copied or downloaded, do that again."
         )
     reference = _up_to_date(_read(path, lazy=lazy))
-    if lazy and is_perturbation(reference):
+    header = read_header(reference)
+    if lazy and header["task"] == TASK:
         raise ValueError(
             f"{path} is a reference of perturbations, which cannot stay on disk. Read it with `lazy=False`."
         )
-    header = read_header(reference)
     current = annotations_hash(reference) if lazy else reference_hash(reference)
     expected = header.get(_keys.ANNOTATIONS_HASH) if lazy else header["content_hash"]
     if lazy and current != expected:

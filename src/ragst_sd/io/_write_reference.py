@@ -18,10 +18,11 @@ from anndata import AnnData
 from zarr.codecs import ZstdCodec
 
 from ragst_sd import _keys
-from ragst_sd._reference import annotations_hash, is_perturbation, read_header, reference_hash, require_in_memory
+from ragst_sd._reference import annotations_hash, read_header, reference_hash, require_in_memory
 from ragst_sd._replacing import link_target, locked, place_beside, recover, require_new, without_notices
 from ragst_sd.io._read_reference import SUFFIX, is_reference, parts_digest
 from ragst_sd.reference.normalize import as_csr
+from ragst_sd.reference.schema import TASK
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def write_reference(reference: AnnData, path: str | os.PathLike[str], *, overwri
     True
     """
     read_header(reference)
-    require_in_memory(reference)
+    require_in_memory(reference.X)
     path = link_target(Path(path))
     require_place(path, overwrite=overwrite)
     with locked(path):
@@ -167,7 +168,7 @@ def _current_parts(reference: AnnData) -> dict[str, dict[str, Any]]:
     """`uns` and `obsm` with a hash that fits the content; the reference itself is left alone."""
     header, obsm = read_header(reference), dict(reference.obsm)
     current = reference_hash(reference)
-    if not is_perturbation(reference):
+    if header["task"] != TASK:
         # Lets a lazy reference be checked without reading its values.
         header[_keys.ANNOTATIONS_HASH] = annotations_hash(reference)
     if current != header["content_hash"]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
+from ragst_sd.reference.schema import TASK
+
 
 def content_hash(
     *,
@@ -69,6 +71,21 @@ def combined_hash(rows: Sequence[bytes], *, genes: Sequence[str], columns: Seque
     for digest in sorted(rows):
         whole.update(digest)
     return whole.hexdigest()
+
+
+def fit_hash(header: Mapping[str, Any], fit: Mapping[str, Any], key: Any, regression_key: Any) -> str:
+    """Hash of all that a prediction depends on beside the content of the reference, which has this header."""
+    parts: dict[str, Any] = {
+        "fit": {name: value for name, value in fit.items() if name != "fit_hash"},
+        "key": np.asarray(key),
+    }
+    if header["task"] != TASK:
+        parts["standardize"] = bool(header["standardize"])
+        # The species names genes and weighs nothing; fits of references without it stay valid.
+        parts["sections"] = {name: np.asarray(x) for name, x in header["sections"].items() if name != "species"}
+    if regression_key is not None:
+        parts["regression_key"] = np.asarray(regression_key)
+    return parameters_hash(parts)
 
 
 def parameters_hash(parameters: Mapping[str, Any]) -> str:

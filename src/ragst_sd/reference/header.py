@@ -1,4 +1,4 @@
-"""What a reference says of itself, also one of an earlier release, and what a fit keeps, as the types we work with."""
+"""What a reference says of itself, also one of an earlier release, and what a fit keeps: checked, and as types."""
 
 from __future__ import annotations
 
@@ -11,8 +11,36 @@ import pandas as pd
 
 from ragst_sd.reference.current_names import CURRENT, species_of
 from ragst_sd.reference.genes import ENSEMBL, SYMBOL
-from ragst_sd.reference.schema import REFERENCE_VERSION, RESPONSE_UNITS, SCHEMA_VERSION, control_names
+from ragst_sd.reference.schema import REFERENCE_VERSION, RESPONSE_UNITS, SCHEMA, SCHEMA_VERSION, TASK, check_fields
 from ragst_sd.reference.symbols import UNKNOWN
+
+
+def check_header(header: Any, task: str) -> None:
+    """Raise a `ValueError` unless `header` describes a reference for the task."""
+    stated = header.get("task", task) if isinstance(header, Mapping) else task
+    if stated != task:
+        use = {"histology": "rg.tl.predict", TASK: "rg.tl.perturb"}
+        raise ValueError(
+            f"The reference is for the task {str(stated)!r}, not {task!r}. Use "
+            f"`{use.get(str(stated), 'its own functions')}`."
+        )
+    what = "The reference's header `uns['ragst']`"
+    if task != TASK:
+        todo = "Build it with `rg.tl.build_reference`."
+        check_fields(header, SCHEMA["reference"], what, todo, known=REFERENCE_VERSION)
+        return
+    todo = "Build it with `rg.tl.build_perturbation_reference`."
+    check_fields(header, SCHEMA["screen"], what, todo)
+    for name, needed in SCHEMA["parts_of_screen"].items():
+        check_fields(header[name], needed, f"The part {name!r} of the reference's header", todo)
+
+
+def check_fit(fit: Any, *, task: str = "histology") -> None:
+    """Raise a `ValueError` unless `fit` describes a method fitted for `task`."""
+    if fit is None:
+        raise ValueError("The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first.")
+    needed = SCHEMA["fit"] | ({"appearance": "mapping"} if task == "histology" else {})
+    check_fields(fit, needed, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
 
 
 @dataclass(frozen=True)
@@ -172,6 +200,25 @@ class Fit:
     def cites_level(self) -> bool:
         """Whether measured values are taken relative to the mean of their section."""
         return "section_shifts" in self.parameters
+
+
+def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
+    """The calibration; a `ValueError` unless it describes intervals of the fit with this hash."""
+    if calibration is None:
+        raise ValueError("The reference has no intervals. Run `rg.tl.calibrate(reference)` first.")
+    todo = "Run `rg.tl.calibrate` again."
+    check_fields(calibration, SCHEMA["calibration"], "The reference's calibration `uns['ragst']['calibration']`", todo)
+    if calibration["fit_hash"] != fit_hash:
+        raise ValueError(
+            f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). "
+            f"{todo}"
+        )
+    return calibration
+
+
+def control_names(header: Mapping[str, Any]) -> list[str]:
+    """What the screen calls its controls: one name, or several that count as the first."""
+    return [str(name) for name in np.atleast_1d(header.get("control_names", header["control"]))]
 
 
 def _fields_in(cls: type, stored: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The schema of a reference's header: what must be there, and in which version."""
+"""What headers must hold, and in which version; when two embeddings are alike."""
 
 from __future__ import annotations
 
@@ -66,48 +66,6 @@ def check_embedding_header(header: Any, where: str) -> None:
     check_fields(header, SCHEMA["embedding"], f"The header of {where}", "Make the embedding with `rg.pp.embed_tiles`.")
 
 
-def check_header(header: Any, task: str) -> None:
-    """Raise a `ValueError` unless `header` describes a reference for the task."""
-    stated = header.get("task", task) if isinstance(header, Mapping) else task
-    if stated != task:
-        use = {"histology": "rg.tl.predict", TASK: "rg.tl.perturb"}
-        raise ValueError(
-            f"The reference is for the task {str(stated)!r}, not {task!r}. Use "
-            f"`{use.get(str(stated), 'its own functions')}`."
-        )
-    what = "The reference's header `uns['ragst']`"
-    if task != TASK:
-        todo = "Build it with `rg.tl.build_reference`."
-        check_fields(header, SCHEMA["reference"], what, todo, known=REFERENCE_VERSION)
-        return
-    todo = "Build it with `rg.tl.build_perturbation_reference`."
-    check_fields(header, SCHEMA["screen"], what, todo)
-    for name, fields in SCHEMA["parts_of_screen"].items():
-        check_fields(header[name], fields, f"The part {name!r} of the reference's header", todo)
-
-
-def check_fit(fit: Any, *, task: str = "histology") -> None:
-    """Raise a `ValueError` unless `fit` describes a method fitted for `task`."""
-    if fit is None:
-        raise ValueError("The reference is not fitted. Run `rg.tl.fit(reference, method=...)` first.")
-    fields = SCHEMA["fit"] | ({"appearance": "mapping"} if task == "histology" else {})
-    check_fields(fit, fields, "The reference's fit `uns['ragst']['fit']`", "Fit again with `rg.tl.fit`.")
-
-
-def check_calibration(calibration: Any, fit_hash: str) -> Mapping[str, Any]:
-    """The calibration; a `ValueError` unless it describes intervals of the fit with this hash."""
-    if calibration is None:
-        raise ValueError("The reference has no intervals. Run `rg.tl.calibrate(reference)` first.")
-    todo = "Run `rg.tl.calibrate` again."
-    check_fields(calibration, SCHEMA["calibration"], "The reference's calibration `uns['ragst']['calibration']`", todo)
-    if calibration["fit_hash"] != fit_hash:
-        raise ValueError(
-            f"The calibration belongs to another fit (hash {calibration['fit_hash'][:12]} against {fit_hash[:12]}). "
-            f"{todo}"
-        )
-    return calibration
-
-
 def knows_tiles(header: Mapping[str, Any]) -> bool:
     """Whether a header says of which tiles an embedding was made; that of one of unknown origin does not."""
     tile_px = header.get("tile_px", 0)
@@ -153,8 +111,3 @@ def _origin(header: Mapping[str, Any]) -> str:
 def _short(value: Any) -> str:
     text = str(value.tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= 40 else f"{text[:12]}..."
-
-
-def control_names(header: Mapping[str, Any]) -> list[str]:
-    """What the screen calls its controls: one name, or several that count as the first."""
-    return [str(name) for name in np.atleast_1d(header.get("control_names", header["control"]))]

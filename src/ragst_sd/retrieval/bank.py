@@ -24,6 +24,8 @@ class Run:
     progress: bool = False
     n_neighbors: int = 50
     n_candidates: int = 50
+    metric: str = "euclidean"
+    """Of the distances in phi-space, `"euclidean"` or `"cosine"`."""
     held_out: str = "group"
     """What a group of rows is that is held out to choose settings, for instance a donor: said while it is."""
 
@@ -105,6 +107,8 @@ class Bank:
     """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two); -1 for none."""
     sections: np.ndarray
     """(m,) codes of the sections; of the contexts of responses."""
+    raw: Any = None
+    """(m, d) embeddings as they were made, where `embedding` holds them standardised."""
     donors: Any = None
     """(m,) codes of the donors; rows of one donor never serve each other as neighbours."""
     state: np.ndarray | None = None

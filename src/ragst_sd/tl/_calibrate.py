@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -138,7 +138,7 @@ def calibrate(
         raise ValueError(f"`n_folds` is {n_folds}; it must be at least 2, since one fold is predicted from the others.")
     folds = folds_of(bank, split, None, margin_um, n_folds=int(n_folds))
     by_donor = BLOCKS if split == "block" else "{}"
-    raw, bank, fit = np.asarray(bank.embedding), standardized(reference, bank), bank.fit
+    bank, fit = standardized(bank), bank.fit
     counts, values, floor = _fold_scores.counts_for_ceiling(reference, bank), bank.values, gene_floor(bank)
     names = [field.name for field in fields(METHODS[fit.method].options)]
     options = {name: tuple(x.tolist()) if isinstance(x, np.ndarray) else x for name, x in fit.options.items()}
@@ -154,7 +154,8 @@ def calibrate(
             "again first.",
             fit.method,
         )
-    run = Run(resolve_options(METHODS, fit.method, known), int(fit.rng), train_on(device), amp)
+    resolved = resolve_options(METHODS, fit.method, known)
+    run = Run(resolved, int(fit.rng), train_on(device), amp, metric=fit.metric)
     group_key = fit.group_key or None
     within = [group_key] * len(folds) if split == "block" else inner_group_keys(bank, folds, group_key)
     scores = np.full(reference.shape, np.nan, dtype=np.float32)
@@ -167,17 +168,8 @@ def calibrate(
         for i, fold in enumerate(folds):
             begin(f"{fold.kind} held out {i + 1} of {len(folds)} ({fold.name})")
             part = training_part(bank, fold.training, values)
-            refitted = fit_tissue(
-                part,
-                fit.method,
-                run,
-                raw=raw[fold.training],
-                n_neighbors=min(fit.n_neighbors, len(part)),
-                n_candidates=min(fit.n_candidates, len(part)),
-                group_key=within[i],
-                metric=fit.metric,
-                say=logger.debug,
-            )
+            sizes = {name: min(getattr(fit, name), len(part)) for name in ("n_neighbors", "n_candidates")}
+            refitted = fit_tissue(part, fit.method, replace(run, **sizes), group_key=within[i], say=logger.debug)
             for section in _fold_scores.held_sections(bank, fold, list(part.genes), set(), by_donor=by_donor):
                 parts.append(_fold_scores.about_the_data(bank, section, counts=counts, rng=run.rng))
                 rows, genes = section.rows, section.genes

@@ -32,7 +32,7 @@ from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.options import resolve_options
 from ragst_sd.tl._downstream_metrics import gene_sets_of
-from ragst_sd.tl._fit import fit_tissue, train_on
+from ragst_sd.tl._fit import fit_tissue, neighbor_counts, train_on
 from ragst_sd.tl._fold_scores import (
     FEWEST_SPOTS,
     about_the_data,
@@ -228,13 +228,12 @@ def cross_validate(
     if label_key != LABEL or (metrics is not None and needing(asked, "labels")):
         require_key(label_key, reference.obs, "reference.obs")
     gene_sets = gene_sets_of(gmt, asked, list(reference.var_names))
-    raw, bank = np.asarray(bank.embedding), standardized(reference, replace(bank, values=as_csr(bank.values)))
+    bank = standardized(replace(bank, values=as_csr(bank.values)))
     folds = folds_of(bank, split, group_key, margin_um)
     by_donor = BLOCKS if split == "block" else None
     if by_donor and n_donors is not None:
         raise ValueError("`n_donors` leaves donors out, and `split='block'` holds out parts of each. Give one of them.")
-    sizes = {"n_neighbors": n_neighbors, "n_candidates": n_candidates}
-    _check_sizes(bank, folds, sizes)
+    _check_sizes(bank, folds, {"n_neighbors": n_neighbors, "n_candidates": n_candidates})
     values_of = _values_by_unit(reference, bank, library_size)
 
     show, seed = bool(settings.progress if progress is None else progress), as_seed(rng)
@@ -252,14 +251,14 @@ def cross_validate(
             sections = held_sections(bank, fold, chosen, summarised, by_donor=by_donor)
             frames = [about_the_data(bank, section, counts=counts, rng=seed) for section in sections]
             # What fits of the same rows have in common is made once.
-            of_fold: dict[str, Any] = {"raw": raw[fold.training], "group_key": inner, "shared": {}, **sizes}
-            of_fold |= {"metric": "euclidean", "say": logger.debug}
+            shared: dict[str, Any] = {}
             for unit, values in values_of.items():
                 part = training_part(bank, fold.training, values)
+                sizes = neighbor_counts(len(part), n_neighbors, n_candidates)
                 for method in methods:
                     begin(f"{fold.kind} held out {i + 1} of {len(rounds)} ({fold.name}), {method}")
-                    run = Run(options[method], seed, train_on(device), amp)
-                    fitted = fit_tissue(part, method, run, **of_fold)
+                    run = Run(options[method], seed, train_on(device), amp, **sizes)
+                    fitted = fit_tissue(part, method, run, group_key=inner, shared=shared, say=logger.debug)
                     for section in sections:
                         frame = score_section(
                             bank, fitted, section, values, numbers, label_key, seed, metrics=asked, gene_sets=gene_sets

@@ -12,12 +12,11 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._bank import open_bank, standardized, with_cells
-from ragst_sd._query import fit_state, state_of
-from ragst_sd._reference import fit_hash, is_perturbation
 from ragst_sd._settings import resolve_device, settings
-from ragst_sd._validate import as_seed, listing, require_choice, require_key, require_positive
+from ragst_sd._state import fit_state, state_of
+from ragst_sd._validate import as_seed, listing, require_choice, require_positive
+from ragst_sd.reference.hashing import fit_hash
 from ragst_sd.reference.header import Fit
-from ragst_sd.reference.schema import TASK
 from ragst_sd.retrieval.appearance import calibrate_raw
 from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.grounding import calibrate_grounding
@@ -145,40 +144,41 @@ def fit(
     >>> reference = rg.tl.build_reference(sections, use_rep="X_texture")
     >>> rg.tl.fit(reference, method="knn", n_neighbors=20)
     """
-    seed = as_seed(rng)
-    sizes: dict[str, Any] = {"n_neighbors": n_neighbors, "n_candidates": n_candidates, "group_key": group_key}
-    run = Run(None, seed, train_on(device), amp, bool(settings.progress if progress is None else progress))
-    task = TASK if is_perturbation(reference) else "histology"
-    bank = open_bank(reference, task=task, fitted=False)
+    run = Run(None, as_seed(rng), train_on(device), amp, bool(settings.progress if progress is None else progress))
+    bank = open_bank(reference, task=None, fitted=False)
+    responses = bank.screen is not None
     if metric is None:
-        metric = "cosine" if task == TASK else "euclidean"
+        metric = "cosine" if responses else "euclidean"
     require_choice(metric, METRICS, "metric")
-    if task == TASK:
-        available = "for a reference of perturbations available"
-        run = replace(run, options=resolve_options(RESPONSE_METHODS, method, options, available=available))
-        fitted = fit_responses(bank, method, run, metric=metric, **sizes)
+    methods, available = METHODS, "available"
+    if responses:
+        methods, available = RESPONSE_METHODS, "for a reference of perturbations available"
+    run = replace(run, options=resolve_options(methods, method, options, available=available), metric=metric)
+
+    if responses:
+        known = RESPONSE_METHODS[method]
+        counts = neighbor_counts(len(bank), n_neighbors, n_candidates, known.n_neighbors, known.n_candidates)
+        run = replace(run, **counts)
+        fitted = fit_responses(bank, method, run, group_key=group_key)
     else:
-        run = replace(run, options=resolve_options(METHODS, method, options))
         if metric != "euclidean" and METHODS[method].place is not None:
             raise ValueError(
                 f"`metric` is {metric!r}, but method {method!r} learns a space with euclidean distances. Leave it out."
             )
+        run = replace(run, **neighbor_counts(len(bank), n_neighbors, n_candidates))
         if run.device == "cpu":
             quicker = f"`method='knn'` takes about {in_words(expected_seconds(['knn'], len(bank)))}."
             say_if_long(expected_seconds([method], len(bank)), f"Fitting {method!r} on {len(bank):,} rows", quicker)
-        fitted = fit_tissue(standardized(reference, bank), method, run, raw=bank.embedding, metric=metric, **sizes)
-        everywhere = bank.measured.all(axis=0)
-        reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
-    record = replace(fitted.fit, reference_hash=bank.header.content_hash).stored()
-    record["fit_hash"] = fit_hash(reference, record, fitted)
-    _write(reference, record, fitted)
+        fitted = fit_tissue(standardized(bank), method, run, group_key=group_key)
+
+    _write(reference, fitted)
     logger.info(
         "Fitted %r on %d %s: %d neighbours of %d candidates.",
         method,
-        reference.n_obs,
-        "responses" if task == TASK else "rows",
-        record["n_neighbors"],
-        record["n_candidates"],
+        len(bank),
+        "responses" if responses else "rows",
+        run.n_neighbors,
+        run.n_candidates,
     )
 
 
@@ -188,123 +188,10 @@ def train_on(asked: str | None) -> str:
     return "cpu" if wanted is None else str(resolve_device(wanted))
 
 
-def _write(reference: AnnData, record: dict[str, Any], bank: Bank) -> None:
-    """Write a fit and the rows of its bank, together: what is interrupted before leaves the earlier fit whole."""
-    header = {**reference.uns[_keys.ATTRS], "content_hash": record["reference_hash"], _keys.FIT: record}
-    # Intervals hold for one fit.
-    if header.pop(_keys.CALIBRATION, None) is not None:
-        logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
-    reference.obsm[_keys.RETRIEVAL_KEY] = bank.key
-    reference.obsm.pop(_keys.REGRESSION_KEY, None)
-    if bank.regression_key is not None:
-        reference.obsm[_keys.REGRESSION_KEY] = bank.regression_key
-    reference.uns[_keys.ATTRS] = header
-
-
-def fit_tissue(
-    bank: Bank,
-    method: str,
-    run: Run,
-    *,
-    raw: np.ndarray,
-    n_neighbors: int | None,
-    n_candidates: int | None,
-    group_key: str | None,
-    metric: str,
-    shared: dict[str, Any] | None = None,
-    say: Callable[..., None] = logger.warning,
-) -> Bank:
-    """The bank with a fit and its rows in phi-space, of which no hash is known yet.
-
-    The embeddings of `bank` are standardised and in memory; `raw` (m, d) are the embeddings as they were made. `shared`
-    is what fits of the same rows, with the same groups held out, have in common: filled by the first of them. `say`
-    tells what stands in for donors where there is one only.
-    """
-    shared = {} if shared is None else shared
-    cited, compared = _neighbor_counts(len(bank), n_neighbors, n_candidates, cited=DEFAULT_NEIGHBORS)
-    folds, inner_groups, beside = fitting_folds(bank, group_key, say)
-    # Sums and batches follow the ids, so that the order of the rows changes nothing.
-    order = np.argsort(bank.order)
-    back = np.argsort(order)
-    training = replace(bank, folds=folds, beside=beside).at_rows(order)
-    state: dict[str, Any] = {}
-    if getattr(run.options, "gate_hidden", 0):
-        state = fit_state(training.obs, training.embedding, len(np.atleast_1d(bank.header.encoder["context"])))
-    types = training.types if getattr(run.options, "cell_types", False) else None
-    if getattr(run.options, "cell_types", False) and types is None:
-        raise ValueError("`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first.")
-    training = replace(
-        training,
-        state=state_of(state, training.obs, training.embedding),
-        types=None if types is None else np.asarray(types, dtype=np.float64),
-    )
-    run = replace(run, n_neighbors=cited, n_candidates=compared, held_out=inner_groups)
-    n_components = int(run.options.n_components)
-    components = _once(shared, f"{n_components} components", lambda: fit_pca(training.embedding, n_components))
-    parameters, key, queries, features = fit_method(method, training, run, components=components)
-    calibration: dict[str, Any] = calibrate_grounding(queries, key, training.groups, cited, metric)
-    appearance = _once(shared, "appearance", lambda: calibrate_raw(raw[order], training.sections, training.groups))
-    parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
-    if not np.isfinite(calibration["distance_threshold"]):
-        logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
-    # A store keeps no None; no column has an empty name.
-    column = "" if group_key is None else str(group_key)
-    learned: dict[str, Any] = {"parameters": {**state, **parameters}, "appearance": appearance, **calibration}
-    fit = _fit_of(method, run, metric=metric, group_key=column, **learned)
-    return replace(bank, fit=fit, key=key[back], regression_key=None if features is None else features[back])
-
-
-def fit_responses(
-    bank: Bank,
-    method: str,
-    run: Run,
-    *,
-    n_neighbors: int | None,
-    n_candidates: int | None,
-    group_key: str | None,
-    metric: str,
-) -> Bank:
-    """The bank of responses to perturbations with a fit, of which no hash is known yet."""
-    known = RESPONSE_METHODS[method]
-    # Given responses are compared by what other contexts say, too, by the methods that read them.
-    needs = known.needs_embedding and (bank.screen.from_cells or not known.needs_cells)
-    if needs and not bank.key.shape[1]:
-        others = [name for name, other in RESPONSE_METHODS.items() if not other.needs_embedding]
-        raise ValueError(
-            f"The reference has no embedding of genes, and method {method!r} needs one. Build it with "
-            "`rg.tl.build_perturbation_reference(responses, embedding=rg.tl.embed_genes(...))`, or fit a method that "
-            f"needs none: {listing(others)}."
-        )
-    cited, compared = _neighbor_counts(
-        len(bank), n_neighbors, n_candidates, cited=known.n_neighbors, compared=known.n_candidates
-    )
-    group_key = _keys.PERTURBATION if group_key is None else group_key
-    require_key(group_key, list(bank.obs.columns), "reference.obs")
-    bank = replace(bank, folds=group_codes(bank.obs, group_key), screen=replace(bank.screen, metric=metric))
-    bank = with_cells(bank) if known.needs_cells and bank.screen.from_cells else bank
-    run = replace(run, n_neighbors=cited, n_candidates=compared, held_out=group_key)
-    # Sums follow the names of the rows, so that their order changes nothing.
-    parameters = known.fit(bank.at_rows(np.argsort(bank.ids)), run)
-    return replace(bank, fit=_fit_of(method, run, metric=metric, parameters=parameters))
-
-
-def _fit_of(method: str, run: Run, **learned: Any) -> Fit:
-    """A fit: what was asked for, with options as a store keeps them, and what was learned."""
-    return Fit(
-        method=method,
-        n_neighbors=run.n_neighbors,
-        n_candidates=run.n_candidates,
-        inner_groups=run.held_out,
-        rng=run.rng,
-        options={name: np.asarray(x) if isinstance(x, tuple) else x for name, x in asdict(run.options).items()},
-        **learned,
-    )
-
-
-def _neighbor_counts(
-    n_rows: int, n_neighbors: int | None, n_candidates: int | None, *, cited: int, compared: int = 1
-) -> tuple[int, int]:
-    """Rows that are cited and rows that are compared: `cited` and `compared` where a reference has as many."""
+def neighbor_counts(
+    n_rows: int, n_neighbors: int | None, n_candidates: int | None, cited: int = DEFAULT_NEIGHBORS, compared: int = 1
+) -> dict[str, Any]:
+    """How many rows are cited and compared in a run: `cited` and `compared` where a reference has as many."""
     for name, value in (("n_neighbors", n_neighbors), ("n_candidates", n_candidates)):
         if value is None:
             continue
@@ -322,7 +209,105 @@ def _neighbor_counts(
         raise ValueError(
             f"`n_candidates` is {n_candidates}, fewer than `n_neighbors` ({n_neighbors}) that are chosen from them."
         )
-    return int(n_neighbors), int(n_candidates)
+    return {"n_neighbors": int(n_neighbors), "n_candidates": int(n_candidates)}
+
+
+def fit_tissue(
+    bank: Bank,
+    method: str,
+    run: Run,
+    *,
+    group_key: str | None,
+    shared: dict[str, Any] | None = None,
+    say: Callable[..., None] = logger.warning,
+) -> Bank:
+    """The bank, whose embeddings are standardised, with a fit and its rows in phi-space; no hash is known yet.
+
+    `shared` is what fits of the same rows, with the same groups held out, have in common: filled by the first of them.
+    `say` tells what stands in for donors where there is one only.
+    """
+    shared = {} if shared is None else shared
+    folds, held_out, beside = fitting_folds(bank, group_key, say)
+    run = replace(run, held_out=held_out)
+    by_types, by_state = (getattr(run.options, name, False) for name in ("cell_types", "gate_hidden"))
+    if by_types and bank.types is None:
+        raise ValueError("`cell_types` is True, but the reference has no cell types. Run `rg.tl.add_cell_types` first.")
+    types = np.asarray(bank.types, dtype=np.float64) if by_types else None
+    # Sums and batches follow the ids, so that the order of the rows changes nothing.
+    order = np.argsort(bank.order)
+    back = np.argsort(order)
+    training = replace(bank, folds=folds, beside=beside, types=types, raw=None).at_rows(order)
+    state: dict[str, Any] = {}
+    if by_state:
+        state = fit_state(training.obs, training.embedding, len(np.atleast_1d(bank.header.encoder["context"])))
+    training = replace(training, state=state_of(state, training.obs, training.embedding))
+    n_components = int(run.options.n_components)
+    components = _once(shared, f"{n_components} components", lambda: fit_pca(training.embedding, n_components))
+    parameters, key, queries, features = fit_method(method, training, run, components=components)
+    parameters |= {name: parameters[name][back] for name in METHODS[method].per_row}
+    grounding = calibrate_grounding(queries, key, training.groups, run.n_neighbors, run.metric)
+    if not np.isfinite(grounding["distance_threshold"]):
+        logger.warning("No distances between groups could be calibrated: no spot will be called out of reference.")
+    appearance = _once(shared, "appearance", lambda: calibrate_raw(bank.raw[order], training.sections, training.groups))
+    # A store keeps no None; no column has an empty name.
+    known: dict[str, Any] = {"group_key": "" if group_key is None else str(group_key), "appearance": appearance}
+    fit = _recorded(method, run, {**state, **parameters}, **known, **grounding)
+    features = None if features is None else features[back]
+    return replace(bank, fit=fit, key=key[back], regression_key=features, raw=None)
+
+
+def fit_responses(bank: Bank, method: str, run: Run, *, group_key: str | None) -> Bank:
+    """The bank of responses to perturbations with a fit, of which no hash is known yet."""
+    known = RESPONSE_METHODS[method]
+    # Given responses are compared by what other contexts say, too, by the methods that read them.
+    needs = known.needs_embedding and (bank.screen.from_cells or not known.needs_cells)
+    if needs and not bank.key.shape[1]:
+        others = [name for name, other in RESPONSE_METHODS.items() if not other.needs_embedding]
+        raise ValueError(
+            f"The reference has no embedding of genes, and method {method!r} needs one. Build it with "
+            "`rg.tl.build_perturbation_reference(responses, embedding=rg.tl.embed_genes(...))`, or fit a method that "
+            f"needs none: {listing(others)}."
+        )
+    run = replace(run, held_out=_keys.PERTURBATION if group_key is None else group_key)
+    bank = replace(bank, folds=group_codes(bank.obs, run.held_out), screen=replace(bank.screen, metric=run.metric))
+    bank = with_cells(bank) if known.needs_cells and bank.screen.from_cells else bank
+    # Sums follow the names of the rows, so that their order changes nothing.
+    parameters = known.fit(bank.at_rows(np.argsort(bank.ids)), run)
+    return replace(bank, fit=_recorded(method, run, parameters))
+
+
+def _recorded(method: str, run: Run, parameters: dict[str, Any], **known: Any) -> Fit:
+    """What is kept of a fit; `known` is what is known of tissue only."""
+    return Fit(
+        method=method,
+        n_neighbors=run.n_neighbors,
+        n_candidates=run.n_candidates,
+        metric=run.metric,
+        inner_groups=run.held_out,
+        rng=run.rng,
+        options={name: np.asarray(x) if isinstance(x, tuple) else x for name, x in asdict(run.options).items()},
+        parameters=parameters,
+        **known,
+    )
+
+
+def _write(reference: AnnData, bank: Bank) -> None:
+    """Write a fit and the rows of its bank, together: what is interrupted before leaves the earlier fit whole."""
+    header = dict(reference.uns[_keys.ATTRS])
+    # Intervals hold for one fit.
+    if header.pop(_keys.CALIBRATION, None) is not None:
+        logger.info("The calibration of the earlier fit is dropped; `rg.tl.calibrate` makes one of this fit.")
+    header["content_hash"] = bank.header.content_hash
+    record = replace(bank.fit, reference_hash=bank.header.content_hash).stored()
+    header[_keys.FIT] = {**record, "fit_hash": fit_hash(header, record, bank.key, bank.regression_key)}
+    reference.obsm[_keys.RETRIEVAL_KEY] = bank.key
+    reference.obsm.pop(_keys.REGRESSION_KEY, None)
+    if bank.regression_key is not None:
+        reference.obsm[_keys.REGRESSION_KEY] = bank.regression_key
+    if bank.screen is None:
+        everywhere = bank.measured.all(axis=0)
+        reference.var[_keys.REFERENCE_VARIANCE] = np.where(everywhere, gene_variance(bank.values), np.nan)
+    reference.uns[_keys.ATTRS] = header
 
 
 def _once(shared: dict[str, Any], name: str, make: Callable[[], Any]) -> Any:

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from ragst_sd import _keys
 from ragst_sd._metrics import METRICS, finite_mean, score_genes
-from ragst_sd._query import state_of
+from ragst_sd._state import state_of
 from ragst_sd._validate import listing
 from ragst_sd._workers import spread_blocks
 from ragst_sd.reference.noise_ceiling import noise_ceiling

@@ -50,9 +50,12 @@ def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
 
     Raises
     ------
+    KeyError
+        If there is no such column.
     ValueError
         If a row has none.
     """
+    require_key(column, obs, "reference.obs")
     names = labels(obs[column])
     n_missing = int(is_missing(names).sum())
     if n_missing:
@@ -65,7 +68,6 @@ def group_codes(obs: pd.DataFrame, column: str) -> np.ndarray:
 def inner_folds(bank: Bank, group_key: str | None, say: Callable[..., None] = logger.warning) -> tuple[np.ndarray, str]:
     """Groups to hold out, and what they are; what stands in for donors is said."""
     if group_key is not None:
-        require_key(group_key, bank.obs, "reference.obs")
         folds = group_codes(bank.obs, group_key)
         if folds.max() < 1:
             only = bank.obs[group_key].iloc[0]

@@ -12,8 +12,7 @@ import scipy.sparse as sp
 
 from ragst_sd._labels import labels
 from ragst_sd._validate import listing
-from ragst_sd.reference.header import Fit
-from ragst_sd.reference.schema import check_calibration
+from ragst_sd.reference.header import Fit, check_calibration
 from ragst_sd.retrieval import conformal
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.run import Values

@@ -17,6 +17,7 @@ from ragst_sd import _keys
 from ragst_sd._gene_names import Expression, offered_names, read_expression
 from ragst_sd._validate import listing
 from ragst_sd.reference.genes import shared_genes, take_genes
+from ragst_sd.reference.header import control_names
 from ragst_sd.reference.responses import (
     CONTROL,
     canonical,
@@ -25,7 +26,6 @@ from ragst_sd.reference.responses import (
     recognised,
     split_half_reliability,
 )
-from ragst_sd.reference.schema import control_names
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._perturbation_cells import read_labels, repeated_controls
 from ragst_sd.tl._response_table import given_numbers, one_row_of_each, read_responses

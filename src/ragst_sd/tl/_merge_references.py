@@ -16,7 +16,7 @@ from anndata import AnnData
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._patches import THUMBNAIL_PX
-from ragst_sd._reference import LABELS, new_reference, of_rows, read_header, require_in_memory
+from ragst_sd._reference import LABELS, new_reference, read_header, require_in_memory
 from ragst_sd._validate import listing, require_choice, require_some, require_unique
 from ragst_sd.reference.duplicates import Fingerprint, fingerprint
 from ragst_sd.reference.genes import take_genes
@@ -119,14 +119,23 @@ def _named(references: Any) -> dict[str, AnnData]:
 def _pruned_header(name: str, reference: AnnData) -> dict[str, Any]:
     """The header with the sections and sources of its rows only."""
     header = read_header(reference, "histology")
-    require_in_memory(reference, f"{name} is")
+    require_in_memory(reference.X, f"{name} is")
     if not reference.n_obs:
         raise ValueError(f"{name} has no rows. Leave it out.")
     known = {str(sample) for sample in header["sections"]["sample"]}
     unknown = sorted(set(labels(reference.obs[_keys.SAMPLE])) - known)
     if unknown:
         raise ValueError(f"{name}: sections {listing(unknown)} have no statistics in its header. Build it again.")
-    return of_rows(header, reference.obs)
+    return _of_rows(header, reference.obs)
+
+
+def _of_rows(header: Mapping[str, Any], obs: pd.DataFrame) -> dict[str, Any]:
+    """A header with the sections and sources of some rows only."""
+    # Not `astype`: as read from disk, names do not cast.
+    samples = np.array([str(sample) for sample in header["sections"]["sample"]])
+    has_rows = np.isin(samples, labels(obs[_keys.SAMPLE]).astype(str))
+    sections = {name: np.asarray(column)[has_rows] for name, column in header["sections"].items()}
+    return {**header, "sections": sections, "sources": header["sources"].loc[samples[has_rows]]}
 
 
 def _part(reference: AnnData, header: dict[str, Any]) -> Part:
@@ -204,7 +213,7 @@ def _assemble(parts: list[AnnData], headers: list[dict[str, Any]], plan: Plan) -
         "normalization": {**first["normalization"], "size_factor_genes": np.asarray(plan.size_factor_genes, dtype=str)},
         "panels": np.asarray(plan.panels, dtype=str),
     }
-    header = of_rows(joined, obs)
+    header = _of_rows(joined, obs)
     merged = new_reference(
         header,
         plan.genes,

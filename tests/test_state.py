@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import ragst_sd as rg
-from ragst_sd._query import fit_state, state_of
+from ragst_sd._state import fit_state, state_of
 
 
 @pytest.fixture
