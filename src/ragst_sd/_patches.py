@@ -65,7 +65,7 @@ def frame_of(sdata: SpatialData, shapes_key: str) -> str:
     return next(iter(get_transformation(sdata[shapes_key], get_all=True)))
 
 
-def require_shown(
+def require_wide_enough(
     table: AnnData, *, tile_px: int, mpp: float | None, pixel_mpp: float, context: Sequence[float]
 ) -> None:
     """Raise a `ValueError` if a field of view is wider than the pictures: what lies beside them is not at hand."""

@@ -35,10 +35,24 @@ def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = N
         require_positive(image_mpp, "image_mpp")
         _warn_of_unit(image_mpp, image_key)
         return float(image_mpp)
-    before = remembered(sdata, _keys.IMAGE_MPP, image_key)
-    image_mpp = before * _growth(sdata, image_key, before) if before else _mpp_of_wsidata(sdata, image_key)
+    kept = remembered(sdata, _keys.IMAGE_MPP, image_key)
+    image_mpp = kept * _growth(sdata, image_key, kept) if kept else _mpp_of_wsidata(sdata, image_key)
     require_positive(image_mpp, "image_mpp", optional=True)
     return None if image_mpp is None else float(image_mpp)
+
+
+def require_resolution(mpp: float | None, image_mpp: float | None, image_key: str) -> None:
+    """Raise a `ValueError` if tiles of `mpp` are asked for and the resolution of the image is not known."""
+    if mpp is None:
+        return
+    require_positive(mpp, "mpp")
+    if image_mpp is None:
+        raise ValueError(
+            f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
+            "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
+            "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the "
+            "image's own pixels. See `Resolution of an image` in the documentation."
+        )
 
 
 def _warn_of_unit(mpp: float, image_key: str) -> None:
