@@ -143,6 +143,6 @@ settings = Settings()
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The torch device to use: the one given, else the setting, else a GPU where there is one, else the CPU."""
-    from ragst_sd.image.amp import resolve_device as resolve
+    from ragst_sd.image.device import resolve_device as resolve
 
     return resolve(settings.device if device is None else device)

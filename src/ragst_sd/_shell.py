@@ -233,7 +233,7 @@ def _opened(path: Path, args: Namespace) -> SpatialData:
 
 
 def _encoder(args: Namespace, model: str, tiles: Mapping[str, Any]) -> Encoder:
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     device = worker_device() if args.device is None else args.device
     kwargs = _named(args.model_kwargs)

@@ -22,6 +22,8 @@ from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import without_huge_chunks, worker_device
+from ragst_sd.image.embedding import plan_fields, tile_padding
+from ragst_sd.image.resolve_encoder import resolve_encoder
 from ragst_sd.pp._embedding_header import Spots, default_key, embedding_header, same_header
 from ragst_sd.pp._embedding_run import run_embedding
 
@@ -170,9 +172,6 @@ def embed_tiles(
     >>> table.obsm["X_texture"].shape[0] == table.n_obs
     True
     """
-    from ragst_sd.image.embedding import plan_fields, tile_padding
-    from ragst_sd.image.encoders import resolve_encoder
-
     sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     by_patch = holds_patches(sdata, image_key)

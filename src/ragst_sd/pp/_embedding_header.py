@@ -21,7 +21,7 @@ from ragst_sd._query import statistics
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
 from ragst_sd.image.embedding import Pyramid
-from ragst_sd.image.encoders import Encoder
+from ragst_sd.image.encoder import Encoder
 from ragst_sd.reference.schema import same_value
 
 logger = logging.getLogger(__name__)

@@ -34,8 +34,8 @@ def encoders() -> pd.DataFrame:
     'CC-BY-NC-ND-4.0'
     """
     from ragst_sd._page import read_text
-    from ragst_sd.image.encoders import DEFAULT_CONTEXT, TEXTURE
     from ragst_sd.image.registry import FOUNDATION_MODELS
+    from ragst_sd.image.resolve_encoder import DEFAULT_CONTEXT, TEXTURE
     from ragst_sd.image.texture import texture_names
 
     models = {
