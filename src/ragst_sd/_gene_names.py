@@ -21,6 +21,12 @@ from ragst_sd.reference.symbols import SPECIES, UNKNOWN
 logger = logging.getLogger(__name__)
 
 _SHOWN = 3
+_FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
+# Control probes and codewords of Xenium, CosMx and MERSCOPE, and spike-ins: no gene is named so.
+_CONTROLS = (
+    r"neg(?:ative)?[-_ ]?(?:control|prb|probe|\d)|blank[-_]?\d|systemcontrol|falsecode|"
+    r"(?:unassigned|deprecated)codeword|antisense_|intergenic_region|ercc-\d"
+)
 _TO_ONE_SPECIES = "Bring one of them to the species of the other: `rg.pp.harmonize_genes(..., orthologues_to='human')`."
 
 
@@ -36,7 +42,7 @@ def check_unit(matrix: sp.csr_matrix, unit: str, place: str, *names: Sequence[st
 
 
 def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:
-    """Bring all sections to one naming, in place, and return it: `symbol`, `ensembl`, or current symbols of a species.
+    """Name the genes of all sections alike, in place, and return the naming: `symbol`, `ensembl`, or current symbols.
 
     Raises
     ------
@@ -126,7 +132,7 @@ def shared_genes(
 
 
 def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -> str:
-    """What sets two lists of genes apart: their species, or all else."""
+    """A sentence on why two lists of genes share so few: capitals, their species, or names of another kind."""
     changed = changed_capitals(first, second)
     if changed:
         return changed.strip()
@@ -145,23 +151,15 @@ def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -
     return f"Names are {listing(first[:_SHOWN])} on one side, and {listing(second[:_SHOWN])} on the other."
 
 
-_FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
-# Control probes and codewords of Xenium, CosMx and MERSCOPE, and spike-ins: no gene is named so.
-_CONTROLS = (
-    r"neg(?:ative)?[-_ ]?(?:control|prb|probe|\d)|blank[-_]?\d|systemcontrol|falsecode|"
-    r"(?:unassigned|deprecated)codeword|antisense_|intergenic_region|ercc-\d"
-)
+def is_rna(table: AnnData) -> np.ndarray:
+    """(features,) mask of the genes: antibodies, guides and control probes, which are counted beside RNA, are none.
 
-
-def of_rna(table: AnnData) -> np.ndarray:
-    """(features,) which of them are genes: antibodies, guides and control probes are counted beside RNA, and are none.
-
-    `var["feature_types"]` says so; without it, controls are known by their names.
+    The column `var["feature_types"]` tells; without it, control probes are recognised by their names.
 
     Raises
     ------
     ValueError
-        If `var["feature_types"]` says so of none.
+        If no feature is RNA by that column.
     """
     if _FEATURE_TYPES not in table.var:
         controls = table.var_names.astype(str).str.match(_CONTROLS, case=False)
@@ -186,14 +184,14 @@ def stored_expression(
 ) -> sp.csr_matrix:
     """Expression of the genes in X or a layer; a `ValueError` that ends with `todo` if there is no X.
 
-    Spots of which nothing is known (NaN in every gene) are returned like those without counts, unless values are not
-    `counted`: there zero says something.
+    A spot that is NaN in every gene was not measured, and comes back as zeros, like a spot without counts. If values
+    are not `counted`, zero is a value like others, and NaN stays.
     """
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
     elif table.X is None or table.n_vars == 0:
         raise ValueError(f"`{where}` has no expression (X is empty). {todo}")
-    rna = of_rna(table)
+    rna = is_rna(table)
     # A view has lost the mask of a masked array, which is refused.
     whole: Any = table._adata_ref if table.is_view else table
     refuse_masked(whole.X if layer is None else whole.layers[layer])
@@ -210,14 +208,14 @@ def stored_expression(
 
 def offered_names(table: AnnData) -> dict[str, list[str]]:
     """Names of the genes by naming: `symbol`, `ensembl` or both."""
-    var = table.var[of_rna(table)]
+    var = table.var[is_rna(table)]
     return available_names(list(var.index), {name: var[name].astype(str) for name in var})
 
 
 def normalization(
     given: str, naming: str, *, unit: str = _keys.UNIT, target: float = TARGET_SUM, genes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What a header keeps of it: `genes` are those that size factors rest on, none if they are not known."""
+    """The entry `normalization` of a header; `genes` are those that size factors rest on, none if not known."""
     return {
         "unit": unit,
         "target_sum": target,

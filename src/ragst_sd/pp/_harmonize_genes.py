@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
-from ragst_sd._gene_names import of_rna
+from ragst_sd._gene_names import is_rna
 from ragst_sd._validate import listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import filled_names
 from ragst_sd.reference.normalize import as_csr, find_unit
@@ -142,7 +142,7 @@ def harmonize_genes(
     require_choice(unknown, ("keep", "drop"), "unknown")
     if gene_symbols is not None:
         require_key(gene_symbols, var, "table.var", "Leave `gene_symbols` out to take `var_names`.")
-    var_names, rna = np.array(table.var_names.astype(str), dtype=object), of_rna(table)
+    var_names, rna = np.array(table.var_names.astype(str), dtype=object), is_rna(table)
     symbols = var_names if gene_symbols is None else filled_names(list(var_names), var[gene_symbols].astype(str))
     names = np.where(rna, symbols, var_names).tolist()
     of_genes = list(compress(names, rna))
