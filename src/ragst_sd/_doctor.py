@@ -145,5 +145,6 @@ def _has_weights(row: FoundationModel) -> bool:
 
 
 def _line(what: str, parts: Iterable[str], *, end: str = ",") -> list[str]:
+    """One line of the report, wrapped to several if it is long."""
     text = f"{end} ".join(parts)
     return textwrap.wrap(f"{what}: {text}".rstrip(), _WIDTH, subsequent_indent="    ", break_on_hyphens=False)

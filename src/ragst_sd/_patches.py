@@ -22,7 +22,7 @@ _BATCH = 128
 
 
 def holds_patches(sdata: SpatialData, image_key: str | None) -> bool:
-    """Whether pictures of spots are meant: asked for, or the object has no image and a table that holds them."""
+    """Whether tiles come from pictures of spots: `image_key` asks for them, or a table has them and there is no image."""
     if _keys.PATCHES in sdata.images or image_key not in (None, _keys.PATCHES):
         return False
     held = any(_keys.PATCHES in table.obsm for table in sdata.tables.values())
@@ -61,7 +61,7 @@ def patch_edge(table: AnnData, image_mpp: float | None, xy: np.ndarray) -> float
 
 
 def frame_of(sdata: SpatialData, shapes_key: str) -> str:
-    """The frame that spots lie in."""
+    """The coordinate system of shapes, the first if they have several."""
     return next(iter(get_transformation(sdata[shapes_key], get_all=True)))
 
 
@@ -80,7 +80,7 @@ def require_wide_enough(
 
 
 def shrunk(pictures: Any, edge_px: int) -> np.ndarray:
-    """Pictures (n, edge_px, edge_px, 3), a part at a time."""
+    """Pictures resized to (n, edge_px, edge_px, 3), some at a time, as they may lie on disk."""
     from ragst_sd.image.tiles import resize_tiles
 
     out = np.empty((len(pictures), edge_px, edge_px, 3), np.uint8)

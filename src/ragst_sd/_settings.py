@@ -21,7 +21,7 @@ _DEFAULTS: dict[str, Any] = {"device": None, "batch_size": 64, "progress": True,
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A value as it is kept."""
+    """The value of a setting in the type that is kept; an error if it cannot be one."""
     if name == "batch_size":
         require_positive(value, name, whole=True)
         return int(value)

@@ -164,7 +164,7 @@ def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, s
     from ragst_sd.pp._embedding_header import default_key
 
     given = {name: value for name, value in vars(plan.encoder).items() if name != "batch_size"}
-    with (place / "encoder").named():
+    with (place / "encoder").named_in_errors():
         encoder = resolve_encoder(**given, device=worker_device() if device is None else device)
     return encoder, default_key(encoder.name, plan.encoder.model)
 
@@ -242,7 +242,7 @@ def _embedded(section: PlannedSection, plan: Recipe, label: str, embedding: Mapp
 
     started, layer = time.perf_counter(), plan.reference.layer
     logger.info("%s ...", label)
-    with section.named():
+    with section.named_in_errors():
         sdata = read_sample(section.sample)
         check_content(sdata, section.sample.donor, layer)
         keep_spots(sdata, section.source.filters, layer=layer)

@@ -183,14 +183,13 @@ def embed_tiles(
     if by_patch:
         pixel_mpp: float | None = patch_mpp(table, table_key) if image_mpp is None else image_mpp
         mpp = pixel_mpp if mpp is None else mpp
-        require_resolution(mpp, pixel_mpp, image_key)
         spots = Spots.with_patches(sdata, table_key, shapes_key)
         pyramid, at = patch_pyramid(table)
     else:
         pixel_mpp = frame_mpp
-        require_resolution(mpp, pixel_mpp, image_key)
         spots = Spots.on_image(sdata, table_key, shapes_key, image_key, coordinate_system)
         pyramid, at = image_pyramid(sdata, image_key, value_max), spots.xy
+    require_resolution(mpp, pixel_mpp, image_key)
     table = spots.table
     inside = pyramid.inside(at)
     if not inside.any():

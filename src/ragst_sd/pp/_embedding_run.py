@@ -152,7 +152,8 @@ class EmbeddingCache:
                 "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
             )
         # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
-        self.parts, digest = parts, hashlib.sha256()
+        self.parts = parts
+        digest = hashlib.sha256()
         for part in parts:
             digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
             digest.update(part.rows.astype("<i8").tobytes())

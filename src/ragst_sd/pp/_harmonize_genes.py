@@ -170,6 +170,7 @@ def harmonize_genes(
 
 
 def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
+    """The table whose genes are renamed; an error for predictions, references and tables that stay on disk."""
     require_type(sdata, (SpatialData, AnnData), "sdata")
     if isinstance(sdata, SpatialData):
         require_key(table_key, sdata.tables, "sdata.tables", "Name the table with expression with `table_key=`.")
@@ -189,7 +190,7 @@ def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
 
 
 def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna: np.ndarray) -> pd.DataFrame:
-    """What becomes of each gene; features that are not RNA are none, and keep their names."""
+    """What becomes of each gene, one row each; features that are not RNA keep their names."""
     report = resolved.rename(columns={"gene": "symbol"})
     report.loc[~rna, ["symbol", "how", "candidates"]] = ["", OTHER_FEATURE, ""]
     known = report["how"].isin(KNOWN_BY)
@@ -205,6 +206,7 @@ def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna
 
 
 def _summary(report: pd.DataFrame) -> str:
+    """Numbers of genes by what becomes of them, and of names that were not found, for a log line."""
     counts = report["action"].value_counts()
     actions = ", ".join(f"{counts[action]} {action}" for action in (KEPT, RENAMED, MERGED, DROPPED) if action in counts)
     unsure = report["how"][~report["how"].isin(KNOWN_BY)].value_counts()

@@ -28,7 +28,7 @@ class Current(NamedTuple):
     """Genes of a table by their current symbols."""
 
     names: list[str]
-    """Empty for genes without a one-to-one orthologue."""
+    """Current symbol of each gene, empty without a one-to-one orthologue."""
     species: str
     """Species of the table itself."""
     how: dict[str, int]
@@ -100,4 +100,5 @@ def names_by(naming: str, offered: Mapping[str, Sequence[str]]) -> list[str] | N
 
 
 def _leading(offered: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """The symbols, or the Ensembl ids of a table without symbols."""
     return offered[SYMBOL] if SYMBOL in offered else offered[ENSEMBL]
