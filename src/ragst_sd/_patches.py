@@ -14,6 +14,7 @@ from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_key
 from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.tiles import resize_tiles
 
 # Edge of the pictures that a reference keeps of its spots.
 THUMBNAIL_PX = 64
@@ -81,8 +82,6 @@ def require_wide_enough(
 
 def shrunk(pictures: Any, edge_px: int) -> np.ndarray:
     """Pictures resized to (n, edge_px, edge_px, 3), some at a time, as they may lie on disk."""
-    from ragst_sd.image.tiles import resize_tiles
-
     out = np.empty((len(pictures), edge_px, edge_px, 3), np.uint8)
     for start in range(0, len(out), _BATCH):
         windows = np.moveaxis(np.asarray(pictures[start : start + _BATCH]), -1, 1)

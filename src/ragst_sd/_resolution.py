@@ -95,15 +95,16 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
     now = _pixels(sdata, image_key)
     if list(before["size"]) == now["size"]:
         return 1.0
-    shrunk = np.divide(before["size"], now["size"])
-    is_whole = abs(shrunk[0] / shrunk[1] - 1) < _SAME
+    # How many times fewer pixels there are in x and y, and larger ones in a frame: alike after resampling.
+    fewer = np.divide(before["size"], now["size"])
+    same_shape = abs(fewer[0] / fewer[1] - 1) < _SAME
     sizes = "{} x {} pixels and has {} x {} now".format(*before["size"], *now["size"])
     for name in set(now["frames"]) & set(before["frames"]):
         (*corner, edge), (*old_corner, old_edge) = now["frames"][name], before["frames"][name]
-        grown = edge / old_edge
+        larger = edge / old_edge
         # In a frame that has not moved, a cut leaves the size of pixels alone, and resampling what they cover.
-        if abs(grown - 1) < _SAME:
-            if is_whole and np.allclose(corner, old_corner):
+        if abs(larger - 1) < _SAME:
+            if same_shape and np.allclose(corner, old_corner):
                 logger.warning(
                     "Image %r had %s: %.4g microns per pixel are right if it was cut. If it was resampled, set them "
                     "again with `rg.pp.set_image_mpp`.",
@@ -112,9 +113,9 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
                     mpp,
                 )
             return 1.0
-        if is_whole and abs(grown / shrunk[0] - 1) < _SAME:
-            logger.info("Image %r was resampled: it has %.4g microns per pixel now.", image_key, mpp * grown)
-            return grown
+        if same_shape and abs(larger / fewer[0] - 1) < _SAME:
+            logger.info("Image %r was resampled: it has %.4g microns per pixel now.", image_key, mpp * larger)
+            return larger
     raise ValueError(
         f"{mpp:.4g} microns per pixel were kept for image {image_key!r} when it had {sizes}, and its frames do not say "
         "whether it was cut or resampled. Set them again with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)`, or "

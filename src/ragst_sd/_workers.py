@@ -16,12 +16,15 @@ from typing import Any, TypeVar
 import dask
 import dask.array as da
 import numpy as np
+import torch
 import zarr
 from dask.base import get_scheduler
 from zarr.storage import LocalStore
 
 from ragst_sd._replacing import temporary_folder
+from ragst_sd._settings import settings
 from ragst_sd.image.embedding import Pyramid
+from ragst_sd.retrieval.threads import side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -103,8 +106,6 @@ def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], share
 
 def spread_blocks(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Iterator[R]:
     """Yield `function(shared, block)` for blocks of spots, on workers or else on the threads of this process."""
-    from ragst_sd.retrieval.threads import side_by_side
-
     if active_client() is None:
         return side_by_side(partial(function, shared), items)
     return spread_over_workers(function, items, shared)
@@ -249,13 +250,9 @@ def require_stores(pyramid: Pyramid) -> None:
 
 def worker_device() -> str | None:
     """The device of the settings; inside a task of a worker that has none set, the worker's own GPU."""
-    from ragst_sd._settings import settings
-
     worker = _this_worker()
     if settings.device is not None or worker is None:
         return settings.device
-    import torch
-
     if not torch.cuda.is_available():
         return None
     index = gpu_of_worker(str(worker.name), torch.cuda.device_count(), one_worker_per_gpu="dask_cuda" in sys.modules)
