@@ -95,7 +95,7 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
     now = _pixels(sdata, image_key)
     if list(before["size"]) == now["size"]:
         return 1.0
-    # How many times fewer pixels there are in x and y, and larger ones in a frame: alike after resampling.
+    # After resampling, pixels are as many times larger in a frame as there are fewer of them along each axis.
     fewer = np.divide(before["size"], now["size"])
     same_shape = abs(fewer[0] / fewer[1] - 1) < _SAME
     sizes = "{} x {} pixels and has {} x {} now".format(*before["size"], *now["size"])

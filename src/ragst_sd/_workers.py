@@ -1,4 +1,4 @@
-"""All that is known of dask: work in pieces, here or on a cluster's workers, and the pixels behind lazy images."""
+"""All that is known of dask: work in pieces, here or on a cluster's workers, and images that are read lazily."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Place:
             raise type(error)(f"{self}{what}: {message_of(error)}") from error
 
 
-# These read fields that their type alone does not describe, which name them as `metadata={"read": ...}`.
+# Readers of fields that their type alone does not describe; such a field names its reader as `metadata={"read": ...}`.
 def _genes(value: Any, place: Place) -> list[str] | int:
     if isinstance(value, Mapping):
         return _block(MostVariable, value, place).most_variable

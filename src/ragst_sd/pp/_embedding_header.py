@@ -47,7 +47,7 @@ class Spots(NamedTuple):
     xy: np.ndarray
     """(n, 2) centres in pixels of the image; without an image, in units of the shapes."""
     affine: np.ndarray
-    """From units of the shapes to pixels of the image."""
+    """3 x 3 affine from units of the shapes to pixels of the image."""
     frame: str
     """Coordinate system that shapes and image share."""
     shapes: GeoDataFrame | None = None

@@ -206,7 +206,7 @@ def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna
 
 
 def _summary(report: pd.DataFrame) -> str:
-    """Numbers of genes by what becomes of them, and of names that were not found, for a log line."""
+    """How many genes are kept, renamed, merged and dropped, and how many names were not found, for messages."""
     counts = report["action"].value_counts()
     actions = ", ".join(f"{counts[action]} {action}" for action in (KEPT, RENAMED, MERGED, DROPPED) if action in counts)
     unsure = report["how"][~report["how"].isin(KNOWN_BY)].value_counts()
