@@ -23,7 +23,7 @@ _BATCH = 128
 
 
 def holds_patches(sdata: SpatialData, image_key: str | None) -> bool:
-    """Whether tiles come from pictures of spots: `image_key` asks for them, or a table has them and there is no image."""
+    """Whether tiles come from pictures of spots: `image_key` says so, or a table has them and there is no image."""
     if _keys.PATCHES in sdata.images or image_key not in (None, _keys.PATCHES):
         return False
     held = any(_keys.PATCHES in table.obsm for table in sdata.tables.values())
@@ -66,7 +66,7 @@ def frame_of(sdata: SpatialData, shapes_key: str) -> str:
     return next(iter(get_transformation(sdata[shapes_key], get_all=True)))
 
 
-def require_wide_enough(
+def require_in_patches(
     table: AnnData, *, tile_px: int, mpp: float | None, pixel_mpp: float, context: Sequence[float]
 ) -> None:
     """Raise a `ValueError` if a field of view is wider than the pictures: what lies beside them is not at hand."""

@@ -123,7 +123,7 @@ def _with_positions(table: AnnData, positions: pd.DataFrame, sample: str) -> Ann
 def _assembled(
     sample: Sample, table: AnnData, image: Any, diameter: float, *, factor: float = 1.0, mpp: float | None = None
 ) -> SpatialData:
-    """A section as one object; positions and diameter are in pixels of a picture, and `image` is that times `factor`."""
+    """A section as one object; positions and diameter times `factor` are pixels of `image`."""
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
     check_inside(xy, xy, (full.sizes["x"], full.sizes["y"]))

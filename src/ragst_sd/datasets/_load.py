@@ -234,7 +234,7 @@ def folder_samples(
 
 
 def converted(sample: Sample, folder: Path | None) -> Sample:
-    """A section of the catalogue, read from `<section>.h5ad` and a picture if the folder holds these and not its files."""
+    """A section of the catalogue, read from an h5ad and a picture if the folder holds these and not its own files."""
     if folder is None or ("counts" in sample.roles and (folder / Path(sample.roles["counts"]).name).exists()):
         return sample
     picture = _pictures(folder).get(sample.name)

@@ -16,7 +16,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import resolve_annotation
 from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image
 from ragst_sd._outlines import extent_of
-from ragst_sd._patches import holds_patches, patch_mpp, patch_pyramid, require_wide_enough
+from ragst_sd._patches import holds_patches, patch_mpp, patch_pyramid, require_in_patches
 from ragst_sd._resolution import image_mpp_of, require_resolution
 from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
@@ -211,7 +211,7 @@ def embed_tiles(
     for multiple in context:
         require_positive(multiple, "context")
     if by_patch:
-        require_wide_enough(table, tile_px=tile_px, mpp=mpp, pixel_mpp=pixel_mpp, context=context)  # type: ignore[arg-type]
+        require_in_patches(table, tile_px=tile_px, mpp=mpp, pixel_mpp=pixel_mpp, context=context)  # type: ignore[arg-type]
     key_added = default_key(encoder.name, model) if key_added is None else key_added
     # Enlargement and padding are those of the tile itself, whether or not it is among the fields of view.
     *fields, tile = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=[*context, 1])

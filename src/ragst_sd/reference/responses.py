@@ -168,7 +168,7 @@ def embed_perturbation(genes: tuple[str, ...], table: Mapping[str, np.ndarray]) 
 
 
 def cell_prints(values: sp.csr_matrix, genes: Sequence[str]) -> dict[str, np.ndarray]:
-    """What cells are recognised by: `values` (cells, genes) on a log scale, of the few `genes` with the highest mean."""
+    """What cells are recognised by: `values` (cells, genes) on a log scale of the `genes` with the highest mean."""
     mean = np.asarray(values.mean(axis=0)).ravel()
     top = np.sort(np.argsort(-mean, kind="stable")[:_N_GENES])
     return {"genes": np.asarray(genes, dtype=str)[top], "values": values[:, top].toarray().astype(np.float32)}
