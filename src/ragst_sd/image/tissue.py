@@ -19,9 +19,9 @@ def tissue_mask(overview: np.ndarray) -> tuple[np.ndarray, bool]:
     """Mask of the pixels that are tissue, on an overview of a slide.
 
     The saturation of tissue lies above Otsu's threshold over all that was scanned. Colours are smoothed first, so that
-    noise cancels out; what is black or grey even so is no tissue, whatever its saturation, which there is the noise itself.
-    Where the part below the threshold is no glass, there is none in the picture: all that has colour is tissue. Where
-    it is glass and paler tissue beside darker one, far apart, the threshold is taken between these.
+    noise cancels out; what is black or grey even so is no tissue, whatever its saturation, which there is the noise
+    itself. Where the part below the threshold is no glass, there is none in the picture: all that has colour is tissue.
+    Where it is glass and paler tissue beside darker one, far apart, the threshold is taken between these.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ class Spots(NamedTuple):
         return cls(table_key, table, shapes_key, xy, np.eye(3), frame_of(sdata, shapes_key))
 
     def add_embedding(self, key_added: str, embedding: np.ndarray, header: dict[str, Any], inside: np.ndarray) -> None:
-        """Write an embedding into the table, with header, statistics of the spots `inside`, and centres if it has none."""
+        """Write an embedding into the table, with header, statistics of spots `inside`, and centres if it has none."""
         header |= statistics(embedding, inside)
         self.table.obsm[key_added] = embedding
         if _keys.SPATIAL not in self.table.obsm:
