@@ -72,8 +72,8 @@ def measure_overlap(model: str, model_kwargs: dict, *, edge: int, n: int, folder
     import ragst_sd as rg
     from ragst_sd._elements import image_pyramid
     from ragst_sd.image.colours import Colours
-    from ragst_sd.image.encoders import resolve_encoder
     from ragst_sd.image.frames import FieldOfView, LevelGrid
+    from ragst_sd.image.resolve_encoder import resolve_encoder
     from ragst_sd.image.tiles import iter_tiles
 
     store = make(folder, edge, 1024, n)

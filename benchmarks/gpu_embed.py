@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from ragst_sd.image.embedding import Pyramid
-from ragst_sd.image.encoders import resolve_encoder
 from ragst_sd.image.frames import FieldOfView, LevelGrid
 from ragst_sd.image.parts import embed_batches, embed_parts, in_background, pin, plan_parts
+from ragst_sd.image.resolve_encoder import resolve_encoder
 
 if TYPE_CHECKING:
     from ragst_sd.image.encoder import Encoder

@@ -119,7 +119,7 @@ def test_home_is_expanded_and_the_repr_shows_every_setting(settings):
 def test_resolve_device_prefers_the_argument_then_the_setting():
     import torch
 
-    from ragst_sd.image.amp import resolve_device as image_device
+    from ragst_sd.image.device import resolve_device as image_device
 
     with rg.settings.override(device="meta"):
         assert resolve_device() == torch.device("meta")

@@ -21,6 +21,7 @@ from spatialdata.models import Image2DModel, ShapesModel
 import ragst_sd as rg
 from ragst_sd import _workers
 from ragst_sd._workers import gpu_of_worker, spread_over_workers, without_huge_chunks
+from ragst_sd.pp import _embedding_run
 
 from .sections import annotated, mean_colour, painted
 
@@ -241,11 +242,11 @@ def test_stores_that_a_worker_does_not_see_are_no_black_tiles(tmp_path, monkeypa
         # As a temporary store of huge chunks is handed out.
         pyramid = replace(pyramid, levels=(stored,))
     sent = pickle.dumps(pyramid)
-    _workers._require_stores(pickle.loads(sent))
+    _workers.require_stores(pickle.loads(sent))
     shutil.rmtree(tmp_path / "a")
     job = SimpleNamespace(pyramid=pickle.loads(sent))
     with pytest.raises(FileNotFoundError, match=r"which the worker on .* cannot access.*TMPDIR"):
-        _workers.embed_part(job, None)
+        _embedding_run.embed_part(job, None)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_batch(command: argparse.ArgumentParser, out: str) -> None:
-    """What `embed` and `predict` share."""
+    """Add the arguments that `embed` and `predict` share."""
     command.add_argument("inputs", type=Path, nargs="+", help="slides, SpatialData stores, and folders of them")
     command.add_argument("--out", type=Path, default=Path(out), help="folder of the new stores (%(default)s)")
     command.add_argument("--image-mpp", type=float, help="microns per pixel of the images, if they do not state it")

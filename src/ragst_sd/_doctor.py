@@ -54,7 +54,7 @@ def try_encoder(name: str) -> list[str]:
     """Load an encoder as :func:`ragst_sd.pp.embed_tiles` would, and embed one grey tile."""
     import torch
 
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     encoder = resolve_encoder(name, device=rg.settings.device)
     edge = encoder.input_px or 224
@@ -85,7 +85,7 @@ def _device() -> str:
     import torch
 
     from ragst_sd._settings import resolve_device
-    from ragst_sd.image.amp import has_fast_bfloat16
+    from ragst_sd.image.device import has_fast_bfloat16
 
     try:
         device = resolve_device()
@@ -145,5 +145,6 @@ def _has_weights(row: FoundationModel) -> bool:
 
 
 def _line(what: str, parts: Iterable[str], *, end: str = ",") -> list[str]:
+    """One line of the report, wrapped to several if it is long."""
     text = f"{end} ".join(parts)
     return textwrap.wrap(f"{what}: {text}".rstrip(), _WIDTH, subsequent_indent="    ", break_on_hyphens=False)

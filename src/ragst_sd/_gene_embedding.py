@@ -67,7 +67,7 @@ NO_EMBEDDING: dict[str, Any] = {
 
 
 def lookup(table: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Vector of each gene."""
+    """Vectors by gene, of an embedding as `embedding_table` gives it."""
     return dict(zip((str(gene) for gene in table["genes"]), np.asarray(table["values"]), strict=True))
 
 
@@ -78,7 +78,7 @@ def missing_genes(perturbations: Sequence[str], control: str, vectors: Mapping[s
 
 
 def spelling(name: str, control: str, vectors: Mapping[str, Any]) -> str:
-    """What a name without an embedding seems to mean, as a sentence with what to do; empty where it is like no gene."""
+    """A sentence on what a name without an embedding seems to mean, and what to do; empty if it is like no gene."""
     letters = {gene.casefold(): gene for gene in (*vectors, control)}
     if name.casefold() in letters:
         return (

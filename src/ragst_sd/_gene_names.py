@@ -38,9 +38,16 @@ from ragst_sd.reference.symbols import SPECIES, UNKNOWN
 
 logger = logging.getLogger(__name__)
 
+_FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
+# Control probes and codewords of Xenium, CosMx and MERSCOPE, and spike-ins: no gene is named so.
+_CONTROLS = (
+    r"neg(?:ative)?[-_ ]?(?:control|prb|probe|\d)|blank[-_]?\d|systemcontrol|falsecode|"
+    r"(?:unassigned|deprecated)codeword|antisense_|intergenic_region|ercc-\d"
+)
+
 
 def common_names(sections: Sequence[Any], *, harmonize: bool, orthologues_to: str | None, unit: str) -> str:
-    """Bring all sections to one naming, in place, and return it: `symbol`, `ensembl`, or current symbols of a species.
+    """Name the genes of all sections alike, in place, and return the naming: `symbol`, `ensembl`, or current symbols.
 
     Raises
     ------
@@ -99,23 +106,15 @@ def check_one_species_of(species: Mapping[str, str], what: str) -> None:
         )
 
 
-_FEATURE_TYPES, _RNA = "feature_types", "Gene Expression"
-# Control probes and codewords of Xenium, CosMx and MERSCOPE, and spike-ins: no gene is named so.
-_CONTROLS = (
-    r"neg(?:ative)?[-_ ]?(?:control|prb|probe|\d)|blank[-_]?\d|systemcontrol|falsecode|"
-    r"(?:unassigned|deprecated)codeword|antisense_|intergenic_region|ercc-\d"
-)
+def is_rna(table: AnnData) -> np.ndarray:
+    """(features,) mask of the genes: antibodies, guides and control probes, which are counted beside RNA, are none.
 
-
-def of_rna(table: AnnData) -> np.ndarray:
-    """(features,) which of them are genes: antibodies, guides and control probes are counted beside RNA, and are none.
-
-    `var["feature_types"]` says so; without it, controls are known by their names.
+    The column `var["feature_types"]` tells; without it, control probes are recognised by their names.
 
     Raises
     ------
     ValueError
-        If `var["feature_types"]` says so of none.
+        If no feature is RNA by that column.
     """
     if _FEATURE_TYPES not in table.var:
         controls = table.var_names.astype(str).str.match(_CONTROLS, case=False)
@@ -140,10 +139,11 @@ def stored_expression(
 ) -> tuple[sp.csr_matrix, dict[str, list[str]]]:
     """Expression of the genes in X or a layer, and their names by naming: `symbol`, `ensembl` or both.
 
-    Spots of which nothing is known (NaN in every gene) are returned like those without counts, unless values are not
-    `counted`: there zero says something. A `ValueError` that ends with `todo` if there is no X.
+    A spot that is NaN in every gene was not measured, and comes back as zeros, like a spot without counts. If values
+    are not `counted`, zero is a value like others, and NaN stays. A
+    `ValueError` that ends with `todo` if there is no X.
     """
-    rna = of_rna(table)
+    rna = is_rna(table)
     if layer is not None:
         require_key(layer, table.layers, f"{where}.layers", "Leave `layer` out to take X.")
     elif table.X is None or table.n_vars == 0:
@@ -164,7 +164,7 @@ def stored_expression(
 
 def offered_names(table: AnnData) -> dict[str, list[str]]:
     """Names of the genes by naming, as :func:`stored_expression` gives them."""
-    return available_names(*_names_of(table.var[of_rna(table)]))
+    return available_names(*_names_of(table.var[is_rna(table)]))
 
 
 def _names_of(var: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
@@ -175,7 +175,7 @@ def _names_of(var: pd.DataFrame) -> tuple[list[str], dict[str, Any]]:
 def normalization(
     given: str, naming: str, *, unit: str = _keys.UNIT, target: float = TARGET_SUM, genes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What a header keeps of it: `genes` are those that size factors rest on, none if they are not known."""
+    """The entry `normalization` of a header; `genes` are those that size factors rest on, none if not known."""
     return {
         "unit": unit,
         "target_sum": target,

@@ -18,7 +18,7 @@ AREAS = ("Polygon", "MultiPolygon")
 
 
 def made_valid(outlines: GeoSeries, what: str) -> GeoSeries:
-    """Outlines whose rings cross are made valid, and counted in a log line; what is left of them are areas."""
+    """Outlines, with those whose rings cross made valid areas; a log line counts these."""
     crossed = ~outlines.is_valid
     if not crossed.any():
         return outlines
@@ -66,6 +66,6 @@ def _affine_between(sdata: SpatialData, first: str, other: str, coordinate_syste
 
 
 def extent_of(points: np.ndarray) -> str:
-    """From where to where (n, 2) points reach, for a message."""
+    """The extent of (n, 2) points, for a message: `x 0 to 500 and y 20 to 480`."""
     (x0, y0), (x1, y1) = points.min(axis=0), points.max(axis=0)
     return f"x {x0:.0f} to {x1:.0f} and y {y0:.0f} to {y1:.0f}"

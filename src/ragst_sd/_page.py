@@ -41,7 +41,7 @@ class Picture:
 
 
 def bears(path: Path, mark: str) -> bool:
-    """Whether a file has a mark at its top, such as the comment by which a page of ours is known."""
+    """Whether a text stands at the top of a file, such as the comment by which pages of this package are known."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -49,13 +49,13 @@ def bears(path: Path, mark: str) -> bool:
 
 
 def read_text(file: str) -> str:
-    """A file of the package."""
+    """The text of a file of the package, by its path in there."""
     return resources.files("ragst_sd").joinpath(file).read_text(encoding="utf-8")
 
 
 @cache
 def environment() -> Environment:
-    """What reads templates; a name that they use and nobody has given is an error."""
+    """The environment that all templates share; a name that a template uses and is not given is an error."""
     env = Environment(undefined=StrictUndefined, finalize=escaped, trim_blocks=True, lstrip_blocks=True)
     filters = (bullets, code, count, fenced, listing, number, percent, quartiles, table)
     env.filters |= {function.__name__: function for function in filters}
@@ -63,7 +63,7 @@ def environment() -> Environment:
 
 
 def to_markdown(template: str, facts: Mapping[str, Any]) -> str:
-    """The page that a template of the package makes of the facts."""
+    """A page as Markdown: a template of the package, filled in with facts."""
     return environment().from_string(read_text(template)).render(facts).strip() + "\n"
 
 

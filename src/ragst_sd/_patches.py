@@ -14,6 +14,7 @@ from ragst_sd import _keys
 from ragst_sd._pitch import spot_pitch
 from ragst_sd._validate import require_key
 from ragst_sd.image.embedding import Pyramid
+from ragst_sd.image.tiles import resize_tiles
 
 # Edge of the pictures that a reference keeps of its spots.
 THUMBNAIL_PX = 64
@@ -22,7 +23,7 @@ _BATCH = 128
 
 
 def holds_patches(sdata: SpatialData, image_key: str | None) -> bool:
-    """Whether pictures of spots are meant: asked for, or the object has no image and a table that holds them."""
+    """Whether tiles come from pictures of spots: `image_key` says so, or a table has them and there is no image."""
     if _keys.PATCHES in sdata.images or image_key not in (None, _keys.PATCHES):
         return False
     held = any(_keys.PATCHES in table.obsm for table in sdata.tables.values())
@@ -61,11 +62,11 @@ def patch_edge(table: AnnData, image_mpp: float | None, xy: np.ndarray) -> float
 
 
 def frame_of(sdata: SpatialData, shapes_key: str) -> str:
-    """The frame that spots lie in."""
+    """The coordinate system of shapes, the first if they have several."""
     return next(iter(get_transformation(sdata[shapes_key], get_all=True)))
 
 
-def require_shown(
+def require_in_patches(
     table: AnnData, *, tile_px: int, mpp: float | None, pixel_mpp: float, context: Sequence[float]
 ) -> None:
     """Raise a `ValueError` if a field of view is wider than the pictures: what lies beside them is not at hand."""
@@ -80,9 +81,7 @@ def require_shown(
 
 
 def shrunk(pictures: Any, edge_px: int) -> np.ndarray:
-    """Pictures (n, edge_px, edge_px, 3), a part at a time."""
-    from ragst_sd.image.tiles import resize_tiles
-
+    """Pictures resized to (n, edge_px, edge_px, 3), some at a time, as they may lie on disk."""
     out = np.empty((len(pictures), edge_px, edge_px, 3), np.uint8)
     for start in range(0, len(out), _BATCH):
         windows = np.moveaxis(np.asarray(pictures[start : start + _BATCH]), -1, 1)

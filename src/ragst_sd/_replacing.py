@@ -22,7 +22,10 @@ _ATTEMPTS, _PAUSE_SECONDS = 40, 0.05
 
 
 def link_target(path: Path) -> Path:
-    """The target of a symbolic link, and any other path as it is: both names then share a lock, and the link stays."""
+    """The target of a symbolic link; any other path as it is.
+
+    Link and target then share a lock, and what is written replaces the target, not the link.
+    """
     return path.resolve() if path.is_symlink() else path
 
 
@@ -53,7 +56,7 @@ def locked(path: Path, doing: str = "written") -> Iterator[None]:
 
 @contextmanager
 def without_notices() -> Iterator[None]:
-    """Write with anndata without its notice, for every array, that a later release lays out zarr stores otherwise."""
+    """Silence anndata's warning, one for every array it writes, that a later release will shard zarr stores."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="zarr v3 autosharding", category=UserWarning)
         yield
@@ -86,7 +89,7 @@ def fresh_folder(path: Path) -> Iterator[Path]:
 
 
 def move_in(fresh: Path, path: Path, *, old: Path) -> None:
-    """Put a complete folder in the place of another one, called `old` between the two renames, and remove that."""
+    """Put a complete folder in the place of another one, which is renamed to `old` first and removed afterwards."""
     try:
         if path.exists():
             path.rename(old)
@@ -101,7 +104,7 @@ def move_in(fresh: Path, path: Path, *, old: Path) -> None:
 
 
 def leftovers(path: Path, suffix: str = _NEW) -> list[Path]:
-    """What a stopped writer has left beside `path`."""
+    """Folders that stopped writers have left beside `path`, by the suffix of their names."""
     ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(suffix)}")
     return sorted(place for place in path.parent.glob(".*") if ours.fullmatch(place.name) and place.is_dir())
 

@@ -35,10 +35,24 @@ def image_mpp_of(sdata: SpatialData, image_key: str, image_mpp: float | None = N
         require_positive(image_mpp, "image_mpp")
         _warn_of_unit(image_mpp, image_key)
         return float(image_mpp)
-    before = remembered(sdata, _keys.IMAGE_MPP, image_key)
-    image_mpp = before * _growth(sdata, image_key, before) if before else _mpp_of_wsidata(sdata, image_key)
+    kept = remembered(sdata, _keys.IMAGE_MPP, image_key)
+    image_mpp = kept * _growth(sdata, image_key, kept) if kept else _mpp_of_wsidata(sdata, image_key)
     require_positive(image_mpp, "image_mpp", optional=True)
     return None if image_mpp is None else float(image_mpp)
+
+
+def require_resolution(mpp: float | None, image_mpp: float | None, image_key: str) -> None:
+    """Raise a `ValueError` if tiles of `mpp` are asked for and the resolution of the image is not known."""
+    if mpp is None:
+        return
+    require_positive(mpp, "mpp")
+    if image_mpp is None:
+        raise ValueError(
+            f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
+            "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
+            "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the "
+            "image's own pixels. See `Resolution of an image` in the documentation."
+        )
 
 
 def _warn_of_unit(mpp: float, image_key: str) -> None:
@@ -81,15 +95,16 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
     now = _pixels(sdata, image_key)
     if list(before["size"]) == now["size"]:
         return 1.0
-    shrunk = np.divide(before["size"], now["size"])
-    is_whole = abs(shrunk[0] / shrunk[1] - 1) < _SAME
+    # After resampling, pixels are as many times larger in a frame as there are fewer of them along each axis.
+    fewer = np.divide(before["size"], now["size"])
+    same_shape = abs(fewer[0] / fewer[1] - 1) < _SAME
     sizes = "{} x {} pixels and has {} x {} now".format(*before["size"], *now["size"])
     for name in set(now["frames"]) & set(before["frames"]):
         (*corner, edge), (*old_corner, old_edge) = now["frames"][name], before["frames"][name]
-        grown = edge / old_edge
+        larger = edge / old_edge
         # In a frame that has not moved, a cut leaves the size of pixels alone, and resampling what they cover.
-        if abs(grown - 1) < _SAME:
-            if is_whole and np.allclose(corner, old_corner):
+        if abs(larger - 1) < _SAME:
+            if same_shape and np.allclose(corner, old_corner):
                 logger.warning(
                     "Image %r had %s: %.4g microns per pixel are right if it was cut. If it was resampled, set them "
                     "again with `rg.pp.set_image_mpp`.",
@@ -98,9 +113,9 @@ def _growth(sdata: SpatialData, image_key: str, mpp: float) -> float:
                     mpp,
                 )
             return 1.0
-        if is_whole and abs(grown / shrunk[0] - 1) < _SAME:
-            logger.info("Image %r was resampled: it has %.4g microns per pixel now.", image_key, mpp * grown)
-            return grown
+        if same_shape and abs(larger / fewer[0] - 1) < _SAME:
+            logger.info("Image %r was resampled: it has %.4g microns per pixel now.", image_key, mpp * larger)
+            return larger
     raise ValueError(
         f"{mpp:.4g} microns per pixel were kept for image {image_key!r} when it had {sizes}, and its frames do not say "
         "whether it was cut or resampled. Set them again with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)`, or "

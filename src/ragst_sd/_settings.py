@@ -21,7 +21,7 @@ _DEFAULTS: dict[str, Any] = {"device": None, "batch_size": 64, "progress": True,
 
 
 def _checked(name: str, value: Any) -> Any:
-    """A value as it is kept."""
+    """The value of a setting in the type that is kept; an error if it cannot be one."""
     if name == "batch_size":
         require_positive(value, name, whole=True)
         return int(value)
@@ -143,6 +143,6 @@ settings = Settings()
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The torch device to use: the one given, else the setting, else a GPU where there is one, else the CPU."""
-    from ragst_sd.image.amp import resolve_device as resolve
+    from ragst_sd.image.device import resolve_device as resolve
 
     return resolve(settings.device if device is None else device)

@@ -1,4 +1,4 @@
-"""Several sections where a function is made for one."""
+"""Several sections for functions of one; sections by name."""
 
 from __future__ import annotations
 
@@ -26,11 +26,17 @@ def over_sections(
     not_with: str | None = None,
     each: Mapping[str, Callable[[Any, list[str]], dict[str, Any]]] = MappingProxyType({}),
 ) -> Callable[[F], F]:
-    """Let a function of one section take a list or a mapping of sections too, of which it does one after the other.
+    """Let a function of one section also take a list or a mapping of sections, which it does one after the other.
 
     Data frames come back as one, with a column `section`; other results as a dictionary from the names of the sections.
-    `not_with` is an argument that belongs to one section; `each` names arguments and what makes of such a value, and of
-    the names of the sections, one value for each of them.
+
+    Parameters
+    ----------
+    not_with
+        An argument that can be given for one section only.
+    each
+        Arguments with a value per section, by name: a function that takes what the user gave and the names of the
+        sections, and returns the value of each section.
     """
 
     def decorate(function: F) -> F:
@@ -56,14 +62,15 @@ def over_sections(
                 except Exception as error:
                     error.add_note(f"Section {name!r}; done before: {listing(results)}.")
                     raise
-            return _together(results)
+            return _joined(results)
 
         return cast("F", call)
 
     return decorate
 
 
-def _together(results: dict[str, Any]) -> Any:
+def _joined(results: dict[str, Any]) -> Any:
+    """Results of all sections as one: nothing, a data frame with a column `section`, or the results by name."""
     if all(result is None for result in results.values()):
         return None
     if not all(isinstance(result, pd.DataFrame) for result in results.values()):
@@ -73,9 +80,10 @@ def _together(results: dict[str, Any]) -> Any:
 
 
 def named_sections(sections: Any, argument: str, table_key: str | None = None) -> dict[str, Any]:
-    """Names of a section, a list, or a mapping.
+    """Sections by name, of a mapping, a list or a single one.
 
-    Those of a list stand in `obs["sample"]` of the table, or of what was measured.
+    Without a mapping a section has the name that all rows have in `obs["sample"]`, of the table `table_key` or of its
+    measured tables; sections without one are numbered, `sample1` and so on.
     """
     if isinstance(sections, Mapping):
         named = {str(name): section for name, section in sections.items()}
@@ -91,7 +99,7 @@ def named_sections(sections: Any, argument: str, table_key: str | None = None) -
 
 
 def _sample_name(section: SpatialData | AnnData, table_key: str | None) -> str | None:
-    """What all rows have in `obs["sample"]`."""
+    """The value that all rows have in `obs["sample"]`; `None` if there is none or several."""
     tables = getattr(section, "tables", {})
     if table_key is not None:
         require_sdata(section)

@@ -46,14 +46,14 @@ _OVERVIEW_PX = 2048
 def embed_files(args: Namespace) -> int:
     """Embed slides and stores, each into a store of its own; the exit code is 1 if an input failed."""
     tiles = {name: getattr(args, name) for name in ("mean", "std", "tile_px", "mpp", "context")}
-    encoder = _encoder(args, args.model, tiles)
+    encoder = _make_encoder(args, args.model, tiles)
 
     def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
-        sdata = _opened(path, args)
-        table = sdata.tables[_embedded(sdata, encoder, tiles, parts, args)]
+        sdata = _open_input(path, args)
+        table = sdata.tables[_embed(sdata, encoder, tiles, parts, args)]
         return sdata, f"{table.n_obs} spots"
 
-    return _each(args, ("embed", encoder.weights_hash, repr(tiles)), make)
+    return _run_all(args, ("embed", encoder.weights_hash, repr(tiles)), make)
 
 
 def predict_files(args: Namespace) -> int:
@@ -66,8 +66,8 @@ def predict_files(args: Namespace) -> int:
     ValueError
         If the reference is not fitted, or the encoder cannot be made or is another one than that of the reference.
     """
-    # Wrong ones are told even if no encoder is needed.
-    _named(args.model_kwargs)
+    # Malformed arguments are an error even if no encoder is needed.
+    _parse_kwargs(args.model_kwargs)
     adata = rg.io.read_reference(args.reference)
     bank = open_bank(adata)
     made, use_rep = bank.header.encoder, bank.header.use_rep
@@ -87,7 +87,7 @@ def predict_files(args: Namespace) -> int:
             "key_added": use_rep,
         }
         model = args.model or name.removeprefix("timm:")
-        encoder = _encoder(args, model, tiles)
+        encoder = _make_encoder(args, model, tiles)
         if encoder.weights_hash != made["weights_hash"]:
             raise ValueError(
                 f"{args.reference} was embedded by {name!r} with weights {made['weights_hash'][:12]}; those of "
@@ -97,10 +97,10 @@ def predict_files(args: Namespace) -> int:
         return encoder, tiles
 
     def make(path: Path, parts: Path) -> tuple[SpatialData, str]:
-        sdata, table_key = _opened(path, args), args.table_key
+        sdata, table_key = _open_input(path, args), args.table_key
         holding = [key for key, table in sdata.tables.items() if use_rep in table.obsm]
         if not holding:
-            table_key = _embedded(sdata, *embedding(), parts, args)
+            table_key = _embed(sdata, *embedding(), parts, args)
         elif len(holding) == 1:
             table_key = holding[0]
         if args.donor is not None and table_key is not None:
@@ -111,9 +111,9 @@ def predict_files(args: Namespace) -> int:
         return sdata, f"{table.n_obs} spots, {table.obs[_keys.OUT_OF_REFERENCE].mean():.0%} of them out of reference"
 
     if not all(map(_is_store, find_inputs(args).values())):
-        # What is wrong with it is said once, before the first slide is opened.
+        # If the encoder cannot be made, this is said once, before the first slide is opened.
         embedding()
-    return _each(args, ("predict", bank.header.content_hash, bank.fit.fit_hash, repr((args.donor, options))), make)
+    return _run_all(args, ("predict", bank.header.content_hash, bank.fit.fit_hash, repr((args.donor, options))), make)
 
 
 def find_inputs(args: Namespace) -> dict[str, Path]:
@@ -150,8 +150,12 @@ def find_inputs(args: Namespace) -> dict[str, Path]:
     return inputs
 
 
-def _each(args: Namespace, made_of: tuple[str, ...], make: Callable[[Path, Path], tuple[SpatialData, str]]) -> int:
-    """Make the store of every input that has none of the same making; one that fails does not stop the others."""
+def _run_all(args: Namespace, made_of: tuple[str, ...], make: Callable[[Path, Path], tuple[SpatialData, str]]) -> int:
+    """Write a store for every input, as `make` gives it with a line on what was done; the exit code is 1 if one failed.
+
+    An input is skipped if its store was made of the same files and arguments, `made_of` among them. One that fails does
+    not stop the others.
+    """
     decisive = (args.image_key, args.table_key, args.image_mpp, args.keep_pixels)
     counts = {"done": 0, "unchanged": 0, "failed": 0}
     inputs = find_inputs(args)
@@ -162,15 +166,15 @@ def _each(args: Namespace, made_of: tuple[str, ...], make: Callable[[Path, Path]
             with warnings.catch_warnings(), locked(place):
                 warnings.simplefilter("ignore")
                 recover(place)
-                key = hashlib.sha256(repr((*made_of, *decisive, *_version(path))).encode()).hexdigest()
-                if _made_of(place) == key:
+                key = hashlib.sha256(repr((*made_of, *decisive, *_file_stats(path))).encode()).hexdigest()
+                if _stored_key(place) == key:
                     counts["unchanged"] += 1
                     logger.info("%s: unchanged, %s", name, place)
                     continue
                 parts = place.with_name(f".{name}.parts")
                 sdata, what = make(path, parts)
                 if not _is_store(path) and not args.keep_pixels:
-                    _keep_overview(sdata)
+                    _replace_by_overview(sdata)
                 owned = {**sdata.attrs.get(_keys.ATTRS, {}), _keys.MADE_OF: key}
                 sdata.attrs = {**sdata.attrs, _keys.ATTRS: owned}
                 with fresh_folder(place) as fresh:
@@ -187,8 +191,8 @@ def _each(args: Namespace, made_of: tuple[str, ...], make: Callable[[Path, Path]
     return int(counts["failed"] > 0)
 
 
-def _made_of(place: Path) -> str | None:
-    """What a result was made of; `None` where there is none.
+def _stored_key(place: Path) -> str | None:
+    """Hash of what a store was made of, as it is kept in the store; `None` where there is none.
 
     Raises
     ------
@@ -209,21 +213,21 @@ def _made_of(place: Path) -> str | None:
     return str(owned[_keys.MADE_OF])
 
 
-def _version(path: Path) -> list[str]:
-    """Names, sizes and times of what an input consists of."""
+def _file_stats(path: Path) -> list[str]:
+    """Names, sizes and times of change of all files of an input."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     stats = ((file.relative_to(path.parent), file.stat()) for file in files)
     return [f"{name.as_posix()} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
 
 
 def _is_store(path: Path) -> bool:
-    # A folder of that name without what a store begins with is a damaged one.
+    """Whether a path is a SpatialData store; a folder with its suffix is taken for one even if it is damaged."""
     return path.is_dir() and (
         path.suffix == _STORE or any((path / name).is_file() for name in ("zarr.json", ".zgroup"))
     )
 
 
-def _opened(path: Path, args: Namespace) -> SpatialData:
+def _open_input(path: Path, args: Namespace) -> SpatialData:
     if not _is_store(path):
         return rg.io.read_slide(path, mpp=args.image_mpp)
     from spatialdata import SpatialData
@@ -232,24 +236,24 @@ def _opened(path: Path, args: Namespace) -> SpatialData:
         return SpatialData.read(path)
 
 
-def _encoder(args: Namespace, model: str, tiles: Mapping[str, Any]) -> Encoder:
-    from ragst_sd.image.encoders import resolve_encoder
+def _make_encoder(args: Namespace, model: str, tiles: Mapping[str, Any]) -> Encoder:
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     device = worker_device() if args.device is None else args.device
-    kwargs = _named(args.model_kwargs)
+    kwargs = _parse_kwargs(args.model_kwargs)
     return resolve_encoder(model, model_kwargs=kwargs, mean=tiles["mean"], std=tiles["std"], device=device)
 
 
-def _named(pairs: list[str]) -> dict[str, Any]:
-    """`NAME=VALUE` as YAML reads values: numbers, true and false, texts."""
+def _parse_kwargs(pairs: list[str]) -> dict[str, Any]:
+    """Arguments by name, from texts `NAME=VALUE` whose values are read as YAML: numbers, true and false, texts."""
     wrong = [pair for pair in pairs if not pair.partition("=")[0] or "=" not in pair]
     if wrong:
         raise ValueError(f"`--model-kwargs` are written NAME=VALUE; found {', '.join(map(repr, wrong))}.")
     return {name: yaml.safe_load(value) for name, _, value in (pair.partition("=") for pair in pairs)}
 
 
-def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], parts: Path, args: Namespace) -> str:
-    """Embed the spots of an object, or tiles over its tissue where it has none; the table that holds the embedding."""
+def _embed(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], parts: Path, args: Namespace) -> str:
+    """Embed the spots of an object, or a grid of tiles if it has none; returns the key of the table."""
     image: dict[str, Any] = {"image_key": resolve_image(sdata, args.image_key), "image_mpp": args.image_mpp}
     if tiles["mpp"] is not None and image_mpp_of(sdata, **image) is None:
         raise ValueError(
@@ -264,8 +268,8 @@ def _embedded(sdata: SpatialData, encoder: Encoder, tiles: Mapping[str, Any], pa
     return table_key
 
 
-def _keep_overview(sdata: SpatialData) -> None:
-    """Put a picture of at most 2,048 px, in the same place, into the stead of a slide that stays in its file."""
+def _replace_by_overview(sdata: SpatialData) -> None:
+    """Replace the image by an overview of at most 2,048 px in the same place; the slide stays in its file."""
     from spatialdata.models import Image2DModel
     from spatialdata.transformations import Scale
 

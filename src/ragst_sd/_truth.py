@@ -56,7 +56,7 @@ def truth_table(prediction: Prediction, truth_key: str | None, truth: AnnData | 
 
 
 def shown_truth(prediction: Prediction, truth_key: str | Literal[False] | None) -> str | None:
-    """Name of the measured table to show beside a prediction: asked for, or the only one of the shapes; else `None`."""
+    """Name of the measured table of a prediction: `truth_key`, or the only one of the same shapes; `None` for none."""
     sdata, regions = prediction.data, regions_of(prediction.table)
     if truth_key is not None or not isinstance(sdata, SpatialData):
         return truth_key or None
@@ -66,7 +66,10 @@ def shown_truth(prediction: Prediction, truth_key: str | Literal[False] | None) 
 
 
 def if_it_fits(compared: Callable[[], T], truth_key: str | Literal[False] | None) -> T | None:
-    """A comparison with the measured table; `None`, and a warning why, if it does not fit and nobody asked for it."""
+    """The result of `compared`, a comparison with the measured table.
+
+    If that table does not fit, this is an error where it was asked for by `truth_key`; otherwise a warning, and `None`.
+    """
     try:
         return compared()
     except (KeyError, ValueError) as error:
@@ -143,15 +146,15 @@ class Section:
 
     sample: str
     every: np.ndarray
-    """Their rows in the predicted table, of all of them."""
+    """Rows in the predicted table of all spots that were measured, with or without a prediction."""
     rows: np.ndarray
-    """Of those with a prediction."""
+    """(n,) rows in the predicted table of those with a prediction."""
     truth_rows: np.ndarray
-    """The same spots in the measured table."""
+    """(n,) rows of these n spots in the measured table."""
     values: np.ndarray
-    """float32 (n, genes) prediction, a view of the table where all of it is compared."""
+    """float32 (n, genes) predicted values, a view of the table where all of it is compared."""
     expected: sp.csr_matrix
-    """float32 (n, genes) truth."""
+    """float32 (n, genes) measured values."""
 
 
 @dataclass(frozen=True)
@@ -168,13 +171,13 @@ class Comparison:
     truth: sp.csr_matrix
     """float32 (measured spots, genes) in the unit of the prediction."""
     rows: np.ndarray
-    """Of the spots in the predicted table."""
+    """Rows of the spots in the predicted table."""
     truth_rows: np.ndarray
-    """Of the same spots in the measured one."""
+    """Rows of the same spots in the measured table."""
 
     @cached_property
     def columns(self) -> np.ndarray:
-        """Of the genes in the predicted table."""
+        """Columns of the genes in the predicted table."""
         return self.prediction.genes(self.genes)
 
     def sections(self, sample_key: str) -> Iterator[Section]:
@@ -193,7 +196,7 @@ class Comparison:
 def compare(
     prediction: Prediction, measured: AnnData, *, layer: str | None, unit: str, genes: str | Sequence[str] | None
 ) -> Comparison:
-    """What both tables have, in the unit of the prediction.
+    """Spots and genes that both tables have, with the measured values in the unit of the prediction.
 
     Raises
     ------
@@ -221,7 +224,7 @@ def compare(
     if genes is None:
         shared = shared_genes(list(prediction.table.var_names), names, "The predicted and the measured table")
     else:
-        # Of a gene that both tables lack, the prediction is named.
+        # A gene that neither table has is an error about the prediction.
         prediction.genes(genes)
         shared = names_among(genes, names, "genes", ": the measured table has no", KeyError)
     rows, truth_rows = _shared_spots(prediction.table, measured, counted)

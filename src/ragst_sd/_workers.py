@@ -1,4 +1,4 @@
-"""All that is known of dask: work in pieces, here or on a cluster's workers, and images that are read through it."""
+"""All that is known of dask: work in pieces, here or on a cluster's workers, and images that are read lazily."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import re
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from threading import Lock
 from typing import Any, TypeVar
 
 import dask
 import dask.array as da
 import numpy as np
+import torch
 import zarr
 from dask.base import get_scheduler
 from zarr.storage import LocalStore
 
 from ragst_sd._replacing import temporary_folder
+from ragst_sd._settings import settings
 from ragst_sd.image.embedding import Pyramid
-from ragst_sd.image.encoder import Encoder
-from ragst_sd.image.frames import FieldOfView
-from ragst_sd.image.parts import Part
+from ragst_sd.retrieval.threads import side_by_side
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +37,6 @@ _AHEAD = 3
 # A chunk this large takes seconds to decode, and more than one of them does not fit beside the rest.
 _HUGE_BYTES = 2**27
 _STORED_CHUNK_PX = 1024
-_LOCK = Lock()
-# The encoder that this process used last, by the key of its job: one is enough, and two may not fit on a GPU.
-_ENCODERS: dict[str, Encoder] = {}
 
 
 def active_client() -> Any:
@@ -76,6 +72,7 @@ def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], share
         return
     from distributed import CancelledError
 
+    # What tasks are given for `shared`; replaced once, should all copies be lost.
     copies = scattered = _scattered(client, shared)
     waiting: deque[tuple[T, Any]] = deque()
 
@@ -108,9 +105,7 @@ def spread_over_workers(function: Callable[[S, T], R], items: Iterable[T], share
 
 
 def spread_blocks(function: Callable[[S, T], R], items: Iterable[T], shared: S) -> Iterator[R]:
-    """The same for blocks of spots: without a client they are predicted side by side, on threads of this process."""
-    from ragst_sd.retrieval.threads import side_by_side
-
+    """Yield `function(shared, block)` for blocks of spots, on workers or else on the threads of this process."""
     if active_client() is None:
         return side_by_side(partial(function, shared), items)
     return spread_over_workers(function, items, shared)
@@ -133,7 +128,7 @@ def _through_scheduler(client: Any, shared: Any) -> Any:
     return client.submit(lambda received: received, shared, pure=False)
 
 
-class _Slices:
+class _ComputedInThread:
     """A dask array of which every piece is computed in the thread that asks for it.
 
     The threads that read ahead are ours: dask's own would come on top of them, at some milliseconds for every piece.
@@ -158,7 +153,7 @@ def read_in_calling_thread(pyramid: Pyramid, *, always: bool = False) -> Pyramid
         if not hasattr(level, "dask"):
             return level
         stored = _zarr_behind(level)
-        return _Slices(level) if stored is None else stored
+        return _ComputedInThread(level) if stored is None else stored
 
     return replace(pyramid, levels=tuple(map(direct, pyramid.levels)))
 
@@ -232,36 +227,7 @@ def _decoded_bytes(level: Any) -> float:
     return 0.0 if in_memory >= level.nbytes else float(np.prod(level.chunksize)) * level.dtype.itemsize
 
 
-@dataclass(frozen=True)
-class EmbeddingJob:
-    """What a worker has to know to embed a part."""
-
-    key: str
-    """Names the job; workers keep its encoder under this name."""
-    pyramid: Pyramid
-    centers: np.ndarray
-    fields: tuple[FieldOfView, ...]
-    reading: Mapping[str, Any]
-    """`batch_size` and `num_workers`, as `embed_parts` takes them."""
-    model: Any
-    """Name or object, as the user gave it."""
-    options: Mapping[str, Any]
-    """Further arguments of `resolve_encoder`; without a device each worker takes its own."""
-    weights_hash: str
-    """Of the encoder here; workers must find the same."""
-
-
-def embed_part(job: EmbeddingJob, part: Part) -> np.ndarray:
-    """Embed one part, on a worker."""
-    from ragst_sd.image.parts import embed_parts
-
-    _require_stores(job.pyramid)
-    pyramid = read_in_calling_thread(job.pyramid, always=True)
-    (values,) = embed_parts(pyramid, job.centers, job.fields, [part], _encoder_of(job), **job.reading)
-    return values
-
-
-def _require_stores(pyramid: Pyramid) -> None:
+def require_stores(pyramid: Pyramid) -> None:
     """Refuse levels in folders that this machine does not see: zarr would read them as black, without an error.
 
     Raises
@@ -282,33 +248,11 @@ def _require_stores(pyramid: Pyramid) -> None:
             )
 
 
-def _encoder_of(job: EmbeddingJob) -> Encoder:
-    from ragst_sd.image.encoders import resolve_encoder
-
-    with _LOCK:
-        if job.key not in _ENCODERS:
-            _ENCODERS.clear()
-            device = job.options.get("device") or worker_device()
-            encoder = resolve_encoder(job.model, **{**job.options, "device": device})
-            if encoder.weights_hash != job.weights_hash:
-                raise ValueError(
-                    f"The weights of {encoder.name!r} on this worker are not those of the session that asked for them. "
-                    "Give all machines the same file (`model_kwargs={'checkpoint_path': ...}`); random weights "
-                    "(`{'pretrained': False}`) differ everywhere: build the network once and pass the module."
-                )
-            _ENCODERS[job.key] = encoder
-        return _ENCODERS[job.key]
-
-
 def worker_device() -> str | None:
     """The device of the settings; inside a task of a worker that has none set, the worker's own GPU."""
-    from ragst_sd._settings import settings
-
     worker = _this_worker()
     if settings.device is not None or worker is None:
         return settings.device
-    import torch
-
     if not torch.cuda.is_available():
         return None
     index = gpu_of_worker(str(worker.name), torch.cuda.device_count(), one_worker_per_gpu="dask_cuda" in sys.modules)

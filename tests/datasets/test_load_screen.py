@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix
 import ragst_sd as rg
 from ragst_sd.datasets import _load_screen
 from ragst_sd.datasets._catalog import catalog_entries, catalog_entry
-from ragst_sd.datasets._load_screen import LAYOUTS
+from ragst_sd.datasets._load_screen import SCREEN_LAYOUTS
 
 # Labels and further columns as the deposits have them, and what they become.
 DEPOSITS = {
@@ -81,7 +81,7 @@ def offer(server, cache, monkeypatch, tmp_path):
 
 def test_every_screen_of_the_catalogue_has_a_layout_and_a_made_file():
     screens = {name for name, entry in catalog_entries().items() if entry["loader"] == "screen"}
-    assert screens == set(LAYOUTS) == set(DEPOSITS) == set(rg.datasets.catalog(kind="screen").index)
+    assert screens == set(SCREEN_LAYOUTS) == set(DEPOSITS) == set(rg.datasets.catalog(kind="screen").index)
     assert rg.datasets.catalog(kind="screen")["unverified"].str.contains("license").all()
 
 

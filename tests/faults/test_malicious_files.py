@@ -33,7 +33,7 @@ def test_weights_of_conch_are_looked_at_before_its_package_loads_them(tmp_path, 
 
     import torch
 
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     package = ModuleType("conch.open_clip_custom")
     package.create_model_from_pretrained = lambda name, checkpoint_path: torch.load(checkpoint_path, weights_only=False)

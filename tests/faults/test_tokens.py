@@ -22,7 +22,7 @@ CODE = """
     from pathlib import Path
     import ragst_sd as rg
     from ragst_sd.datasets._download import fetch
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
     folder = Path(sys.argv[1])
     for model in ("hf-hub:lab/tiny", "uni", "virchow2"):
         try:

@@ -96,7 +96,7 @@ CODE = """
     import json, sys, time, traceback
     import torch
     time.sleep = lambda seconds: None  # the client waits between attempts
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
     for model in sys.argv[1:]:
         try:
             encoder = resolve_encoder(model, device="cpu", amp=False)
@@ -204,7 +204,7 @@ def test_unreachable_hub(tmp_path) -> None:
 
 
 def test_local_folder_replaces_the_hub(hub_folder) -> None:
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     encoder = resolve_encoder(f"local-dir:{hub_folder}", device="cpu", amp=False)
     assert (encoder.name, encoder.mean, encoder.std) == ("timm:test_vit", MEAN, STD)

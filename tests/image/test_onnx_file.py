@@ -14,8 +14,8 @@ pytest.importorskip("onnxruntime")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from ragst_sd.image.encoders import DEFAULT_CONTEXT, resolve_encoder  # noqa: E402
 from ragst_sd.image.onnx_file import is_onnx_file  # noqa: E402
+from ragst_sd.image.resolve_encoder import DEFAULT_CONTEXT, resolve_encoder  # noqa: E402
 
 from ..onnx_files import network, write  # noqa: E402
 

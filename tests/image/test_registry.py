@@ -72,14 +72,14 @@ def test_architectures_have_the_published_size(name, millions, n_prefix) -> None
     """Built without memory: parameter counts and widths that the authors report."""
     torch = pytest.importorskip("torch")
     timm = pytest.importorskip("timm")
-    from ragst_sd.image.loaders import _class_and_mean, _with_classes
+    from ragst_sd.image.loaders import _cls_and_mean, _resolved_classes
 
     row = FOUNDATION_MODELS[name]
     with torch.device("meta"):
-        model = timm.create_model(row.architecture, num_classes=0, **_with_classes(row.architecture_kwargs)).eval()
+        model = timm.create_model(row.architecture, num_classes=0, **_resolved_classes(row.architecture_kwargs)).eval()
         output = model(torch.empty(2, 3, row.input_px, row.input_px))
     if row.pooling == "cls_mean":
-        output = _class_and_mean(output, model.num_prefix_tokens)
+        output = _cls_and_mean(output, model.num_prefix_tokens)
     assert output.shape == (2, row.width)
     assert model.num_prefix_tokens == n_prefix
     assert sum(tensor.numel() for tensor in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
@@ -107,7 +107,7 @@ def small_vit(monkeypatch) -> dict:
 
 @pytest.mark.parametrize("row", TIMM_ROWS, ids=lambda row: row.name)
 def test_hub_call_has_the_arguments_of_the_model_card(small_vit, row, caplog) -> None:
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     with caplog.at_level("INFO", logger="ragst_sd"):
         encoder = resolve_encoder(row.name, device="cpu", amp=False)
@@ -122,7 +122,7 @@ def test_hub_call_has_the_arguments_of_the_model_card(small_vit, row, caplog) ->
 
 def test_virchow2_joins_class_token_and_mean_of_patches(small_vit) -> None:
     torch = pytest.importorskip("torch")
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     encoder = resolve_encoder("virchow2", model_kwargs={"pretrained": False}, device="cpu", amp=False)
     assert small_vit["model_name"] == "vit_huge_patch14_224"
@@ -136,7 +136,7 @@ def test_virchow2_joins_class_token_and_mean_of_patches(small_vit) -> None:
 
 def test_local_file_needs_no_hub(small_vit, tmp_path) -> None:
     torch = pytest.importorskip("torch")
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     first = resolve_encoder("uni2", model_kwargs={"pretrained": False}, device="cpu", amp=False)
     torch.save(first.module.state_dict(), tmp_path / "pytorch_model.bin")
@@ -152,7 +152,7 @@ def test_a_file_of_weights_is_taken_from_a_repository_that_timm_cannot_load(smal
     torch = pytest.importorskip("torch")
     import huggingface_hub
 
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     first = resolve_encoder("gpfm", model_kwargs={"pretrained": False}, device="cpu", amp=False)
     torch.save(first.module.state_dict(), tmp_path / "GPFM.pth")
@@ -171,7 +171,7 @@ def test_a_file_of_weights_is_taken_from_a_repository_that_timm_cannot_load(smal
 
 
 def test_the_users_arguments_win(small_vit) -> None:
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     plain = resolve_encoder("uni", device="cpu")
     changed = resolve_encoder("uni", model_kwargs={"init_values": 0.5, "img_size": 112}, device="cpu")
@@ -189,7 +189,7 @@ def test_the_users_arguments_win(small_vit) -> None:
 )
 def test_missing_package_is_named(monkeypatch, name, package, advice) -> None:
     pytest.importorskip("torch")
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.open_clip_custom", None)
@@ -227,7 +227,7 @@ def fake_transformers(monkeypatch):
 @pytest.mark.parametrize("name", ["phikon", "phikon-v2", "hibou-b", "midnight"])
 def test_transformers_models_are_pooled_by_their_rule(fake_transformers, tmp_path, name) -> None:
     torch = pytest.importorskip("torch")
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     calls, model, _ = fake_transformers
     row = FOUNDATION_MODELS[name]
@@ -254,7 +254,7 @@ def test_transformers_models_are_pooled_by_their_rule(fake_transformers, tmp_pat
 
 
 def test_code_from_the_hub_runs_only_when_allowed(fake_transformers) -> None:
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     calls, _, _ = fake_transformers
     with pytest.raises(PermissionError, match="trust_remote_code"):
@@ -263,7 +263,7 @@ def test_code_from_the_hub_runs_only_when_allowed(fake_transformers) -> None:
 
 
 def test_errors_that_transformers_wraps_are_retold(fake_transformers) -> None:
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     class GatedRepoError(Exception):
         pass
@@ -282,7 +282,7 @@ def test_errors_that_transformers_wraps_are_retold(fake_transformers) -> None:
 
 def test_conch_is_built_by_its_package(monkeypatch, tmp_path) -> None:
     torch = pytest.importorskip("torch")
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
 
     class Model(torch.nn.Module):
         def encode_image(self, images, *, proj_contrast, normalize):

@@ -63,7 +63,7 @@ import anndata, spatialdata, skimage.io, dask.array, zarr, geopandas, matplotlib
 for module in (rg.pp, rg.tl, rg.io, rg.datasets):
     for name in module.__all__:
         getattr(module, name)
-import ragst_sd.datasets._catalog, ragst_sd.image.texture, ragst_sd.image.encoders, ragst_sd.reference.symbols
+import ragst_sd.datasets._catalog, ragst_sd.image.texture, ragst_sd.image.resolve_encoder, ragst_sd.reference.symbols
 for species in ragst_sd.reference.symbols.SPECIES:
     ragst_sd.reference.symbols.known_names(species)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import geopandas as gpd
 import numpy as np
@@ -326,12 +327,11 @@ def test_module_and_batch_size():
 
 
 def test_device_comes_from_the_settings(monkeypatch):
-    from ragst_sd.image import encoders
-
+    module = sys.modules["ragst_sd.pp._embed_tiles"]
     seen = []
-    original = encoders.resolve_encoder
+    original = module.resolve_encoder
     monkeypatch.setattr(
-        encoders, "resolve_encoder", lambda model, **kwargs: seen.append(kwargs["device"]) or original(model, **kwargs)
+        module, "resolve_encoder", lambda model, **kwargs: seen.append(kwargs["device"]) or original(model, **kwargs)
     )
     with rg.settings.override(device="cpu"):
         embed(section(XY))

@@ -67,7 +67,7 @@ def read_visium(sample: Sample) -> SpatialData:
             "detail. Pass `path=` if you have the image.",
             sample.name,
         )
-    table = _joined(read_10x(sample.path("counts")), read_positions(positions), sample.name)
+    table = _with_positions(read_10x(sample.path("counts")), read_positions(positions), sample.name)
     return _assembled(sample, table, image, scales["spot_diameter_fullres"], factor=factor)
 
 
@@ -79,7 +79,7 @@ def read_visium_hd(sample: Sample) -> SpatialData:
     counts = sample.find("bins", f"{at}/filtered_feature_bc_matrix.h5")[0]
     places = sample.find("bins", f"{at}/spatial/tissue_positions.parquet")[0]
     scales = json.loads(sample.find("bins", f"{at}/spatial/scalefactors_json.json")[0].read_text())
-    table = _joined(read_10x(counts), pd.read_parquet(places).set_index("barcode"), sample.name)
+    table = _with_positions(read_10x(counts), pd.read_parquet(places).set_index("barcode"), sample.name)
     mpp = float(scales["microns_per_pixel"])
     return _assembled(sample, table, image, scales["spot_diameter_fullres"], mpp=mpp)
 
@@ -106,7 +106,8 @@ def read_positions(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, index_col=0, header=0 if named else None, names=None if named else list(_POSITIONS))
 
 
-def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
+def _with_positions(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
+    """The table with the positions of its spots, pixels in `obsm["spatial"]` and the rest in `obs`."""
     lost = table.obs_names[~table.obs_names.isin(positions.index)]
     if len(lost):
         raise ValueError(
@@ -122,7 +123,7 @@ def _joined(table: AnnData, positions: pd.DataFrame, sample: str) -> AnnData:
 def _assembled(
     sample: Sample, table: AnnData, image: Any, diameter: float, *, factor: float = 1.0, mpp: float | None = None
 ) -> SpatialData:
-    """Put a section together whose positions are in pixels of a picture that `image` is `factor` times as large as."""
+    """A section as one object; positions and diameter times `factor` are pixels of `image`."""
     xy = np.asarray(table.obsm["spatial"], dtype=float) * factor
     full = image if isinstance(image, DataArray) else next(iter(get_pyramid_levels(image)))
     check_inside(xy, xy, (full.sizes["x"], full.sizes["y"]))
@@ -176,15 +177,16 @@ def read_st_tsv(sample: Sample) -> SpatialData:
     elif "transformation" in sample.roles:
         counts = pd.read_csv(counts, sep="\t", index_col=0)
         coordinates = array_to_pixels(list(counts.index), sample.path("transformation"))
-    return _read(sample, counts, coordinates)
+    return _read_st(sample, counts, coordinates)
 
 
 def read_st_h5ad(sample: Sample) -> SpatialData:
     """`counts` (h5ad with `obsm["spatial"]` in pixels) and `image`."""
-    return _read(sample, sample.path("counts"), None)
+    return _read_st(sample, sample.path("counts"), None)
 
 
-def _read(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
+def _read_st(sample: Sample, counts: Any, coordinates: Any) -> SpatialData:
+    """A section by `rg.io.read_st`, with what the sample knows."""
     from ragst_sd.io import read_st
 
     return read_st(

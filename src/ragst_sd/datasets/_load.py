@@ -234,7 +234,7 @@ def folder_samples(
 
 
 def converted(sample: Sample, folder: Path | None) -> Sample:
-    """The same section, read from a pair of h5ad and picture if the folder holds one and not the files as published."""
+    """A section of the catalogue, read from an h5ad and a picture if the folder holds these and not its own files."""
     if folder is None or ("counts" in sample.roles and (folder / Path(sample.roles["counts"]).name).exists()):
         return sample
     picture = _pictures(folder).get(sample.name)
@@ -242,6 +242,7 @@ def converted(sample: Sample, folder: Path | None) -> Sample:
 
 
 def _as_pair(sample: Sample, picture: Path) -> Sample:
+    """A section that is read from a picture and, if there is one beside it, an h5ad with counts."""
     counts = _counts(picture)
     roles = {"image": picture.name} | ({"counts": counts.name} if counts.exists() else {})
     shelf = replace(sample.shelf, files={name: {} for name in roles.values()}, given=picture.parent)

@@ -43,7 +43,7 @@ class ScreenLayout:
     """Regular expression of further labels of controls."""
 
 
-LAYOUTS = {
+SCREEN_LAYOUTS = {
     "adamson_2016_upr_perturb_seq": ScreenLayout("CRISPRi", suffix=r"_p[A-Z]+\d+$", control=r"\(mod\)"),
     "nadig_2025_hepg2": ScreenLayout("CRISPRi"),
     "nadig_2025_jurkat": ScreenLayout("CRISPRi"),
@@ -142,11 +142,11 @@ def load_screen(
 
 
 def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.random.Generator) -> AnnData:
-    """Cells with the labels of the house; the file stays on disk until it is known which ones are wanted."""
+    """Cells with columns of this package; the file stays on disk until it is known which ones are wanted."""
     with readable(file, "h5ad"):
         backed = ad.read_h5ad(file, backed="r")
     try:
-        obs, labelled = screen_obs(backed.obs, LAYOUTS[name], context)
+        obs, labelled = screen_obs(backed.obs, SCREEN_LAYOUTS[name], context)
         rows = np.flatnonzero(labelled)
         if len(rows) < len(labelled):
             logger.info("%d cells without a label are left out.", len(labelled) - len(rows))
@@ -164,7 +164,7 @@ def _read(file: Path, name: str, context: str, max_cells: int | None, rng: np.ra
 
 
 def draw_cells(labels: pd.Series, most: int, rng: np.random.Generator) -> np.ndarray:
-    """Positions of at most so many cells of each label, and of ten times as many controls, in order."""
+    """Positions, in order, of at most `most` cells of each label, and of ten times as many controls."""
     drawn, labels = [], labels.astype(str).reset_index(drop=True)
     for label, cells in sorted(labels.groupby(labels).indices.items()):
         limit = most * (10 if label == CONTROL else 1)
@@ -173,7 +173,7 @@ def draw_cells(labels: pd.Series, most: int, rng: np.random.Generator) -> np.nda
 
 
 def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[pd.DataFrame, np.ndarray]:
-    """Columns of the house for the cells of a screen, and which cells have a label at all.
+    """Columns as `build_perturbation_reference` takes them, from those of a deposit, and which cells have a label.
 
     Parameters
     ----------
@@ -194,7 +194,7 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     given = obs[column].astype(object)
     labelled = (given.notna() & ~given.astype(str).str.strip().isin(["", "*", "nan", "None", "unassigned"])).to_numpy()
     names = given.where(labelled, "").astype(str)
-    spelled = {name: gene_names(name, layout) for name in names.unique()}
+    spelled = {name: perturbation_name(name, layout) for name in names.unique()}
     out = obs.copy()
     out[_keys.PERTURBATION] = pd.Categorical(names.map(spelled))
     if not (out[_keys.PERTURBATION][labelled] == CONTROL).any():
@@ -216,8 +216,8 @@ def screen_obs(obs: pd.DataFrame, layout: ScreenLayout, context: str) -> tuple[p
     return out, labelled
 
 
-def gene_names(label: str, layout: ScreenLayout) -> str:
-    """A label in the spelling of the house."""
+def perturbation_name(label: str, layout: ScreenLayout) -> str:
+    """Name of a perturbation as this package writes it, from a label of a deposit: a gene, `A+B`, or `control`."""
     label = label.strip()
     if label.lower() in _CONTROLS or (layout.control and re.search(layout.control, label)):
         return CONTROL

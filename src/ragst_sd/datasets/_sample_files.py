@@ -24,7 +24,7 @@ from ragst_sd._replacing import fresh_folder, recover, replace_text, version_of
 from ragst_sd._settings import settings
 from ragst_sd._validate import listing, require_key
 from ragst_sd.datasets._download import fetch, whats_wrong
-from ragst_sd.io._gate import check_downloaded
+from ragst_sd.io._check_downloaded import check_downloaded
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ def mirror_folder() -> Path | None:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where the files of a data set are looked for."""
+    """The files of a data set, wherever they are: in the user's folder, in the mirror, in the cache, or at a server."""
 
     dataset: str
     files: Mapping[str, Entry]
@@ -107,7 +107,7 @@ def shelf_of(entry: Entry, *, given: Path | None, progress: bool | None, passwor
 
 @dataclass(frozen=True)
 class Sample:
-    """One section: who, what, and its files by role."""
+    """One section of a data set: name, donor and source, and its files by role (`counts`, `image` and so on)."""
 
     name: str
     donor: str | None

@@ -134,6 +134,7 @@ def thinned(level: Any, edge_px: int) -> np.ndarray:
 
 
 def _full_brightness(values: np.ndarray, what: str) -> float:
+    """Value of full brightness, by the type and the range of values; a `ValueError` where that leaves it open."""
     kind = values.dtype.kind
     finite = values[np.isfinite(values)] if kind == "f" else values
     low, high = (float(finite.min()), float(finite.max())) if finite.size and kind in "biuf" else (np.nan, np.nan)

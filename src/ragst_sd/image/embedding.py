@@ -58,7 +58,7 @@ class Pyramid:
 def plan_fields(
     pyramid: Pyramid, *, tile_px: int, mpp: float | None, image_mpp: float | None, context: Sequence[float]
 ) -> list[FieldOfView]:
-    """One field of view per entry of `context` (see `ragst_sd.image.frames.plan_field`)."""
+    """A field of view for each multiple of the tile in `context`, planned by `ragst_sd.image.frames.plan_field`."""
     return [
         plan_field(pyramid.grids, tile_px=tile_px, mpp=mpp, image_mpp=image_mpp, multiple=multiple)
         for multiple in context
@@ -70,13 +70,15 @@ def tiles_at(
 ) -> np.ndarray:
     """(n, edge, edge, 3) uint8 pictures of what tiles cover; white where a centre is off the image.
 
-    Tiles have `tile_px` pixels of `mpp`, or of the image where that is NaN; with `edge` they are shown in fewer and
-    therefore larger pixels.
+    A tile has `tile_px` pixels of `mpp`, or of the image where that is NaN. Its picture has `edge` pixels, which cover
+    the same tissue: fewer are larger.
     """
     edge = tile_px if edge is None else edge
-    coarser, native = tile_px / edge, bool(np.isnan(mpp))
-    known: dict[str, Any] = {"mpp": None if native else mpp * coarser, "image_mpp": None if native else image_mpp}
-    (field,) = plan_fields(pyramid, tile_px=edge, context=(coarser if native else 1.0,), **known)
+    larger = tile_px / edge
+    if np.isnan(mpp):
+        (field,) = plan_fields(pyramid, tile_px=edge, mpp=None, image_mpp=None, context=(larger,))
+    else:
+        (field,) = plan_fields(pyramid, tile_px=edge, mpp=mpp * larger, image_mpp=image_mpp, context=(1.0,))
     out = np.full((len(centers), edge, edge, 3), 255, dtype=np.uint8)
     inside = np.flatnonzero(pyramid.inside(centers))
     for index, tiles in pyramid.tiles(centers[inside], field, batch_size=256):

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-Channels = tuple[float, ...] | None
+Triple = tuple[float, ...] | None
+"""A mean or a spread of red, green and blue."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Encoder:
     weights_hash: str
     device: torch.device = field(compare=False)
     forward: Callable[[torch.Tensor], Any] = field(repr=False, compare=False)
-    mean: Channels = None
-    std: Channels = None
+    mean: Triple = None
+    std: Triple = None
     input_px: int | None = None
     context: tuple[float, ...] = (1.0,)
     amp: bool = False
@@ -163,7 +164,6 @@ class Encoder:
 @lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     # Kept, because copying three numbers to a GPU waits for all that it has been given to do.
-
     with torch.inference_mode(mode=False):
         return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
@@ -178,6 +178,7 @@ def expected_px(module: torch.nn.Module | None) -> tuple[int, int] | None:
             stated = stated.get(name) if isinstance(stated, dict) else getattr(stated, name, None)
         numbers = list(stated) if isinstance(stated, (list, tuple)) else [stated]
         if numbers and all(isinstance(number, int) for number in numbers):
+            # One number is the edge of a square; a third one counts channels and comes first.
             return numbers[-2:][0], numbers[-1]
     return None
 
@@ -194,6 +195,7 @@ def _pixel_axes(shape: Sequence[int], label: str) -> tuple[int, int]:
 
 
 def _as_vectors(output: Any, n: int, label: str) -> torch.Tensor:
+    """(n, d) float32 of what a model returns, a feature map averaged over its pixels; anything else is refused."""
     try:
         vectors = torch.as_tensor(output)
     except (TypeError, ValueError, RuntimeError):

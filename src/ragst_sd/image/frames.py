@@ -113,10 +113,10 @@ def plan_field(
     """
     if mpp is not None and image_mpp is None:
         raise ValueError("`mpp` needs the microns per pixel of the image.")
-    native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
-    wanted = native * multiple
-    finest = wanted * _LEVEL_TOLERANCE
-    fitting = [k for k, grid in enumerate(grids) if grid.is_square and max(grid.scale) <= finest]
+    # Width of a pixel of the tile, in pixels of the finest level.
+    width = multiple if mpp is None or image_mpp is None else mpp / image_mpp * multiple
+    coarsest = width * _LEVEL_TOLERANCE
+    fitting = [k for k, grid in enumerate(grids) if grid.is_square and max(grid.scale) <= coarsest]
     level = max(fitting, key=lambda k: grids[k].scale) if fitting else 0
-    window = max(1, round(tile_px * wanted / float(np.mean(grids[level].scale))))
-    return FieldOfView(level=level, grid=grids[level], window_px=window, tile_px=tile_px, upsampling=1.0 / wanted)
+    window = max(1, round(tile_px * width / float(np.mean(grids[level].scale))))
+    return FieldOfView(level=level, grid=grids[level], window_px=window, tile_px=tile_px, upsampling=1.0 / width)

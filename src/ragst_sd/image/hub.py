@@ -67,6 +67,7 @@ def model_url(model_id: str) -> str:
 
 
 def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: str) -> OSError | None:
+    """The builtin error that says what to do; `None` if the error is not one of the hub."""
     names = _class_names(error)
     page = " See `Gated models` in the documentation." if what == WEIGHTS else ""
     if "GatedRepoError" in names:
@@ -90,8 +91,8 @@ def _retell(error: Exception, model_id: str, url: str, local_advice: str, what: 
             f"pytorch_model.bin), so it is not a timm model. Load it yourself (see {url}) and pass the module, or a "
             "callable, as `model`."
         )
-    is_set = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    if "OfflineModeIsEnabled" in names or (is_set and is_local):
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    if "OfflineModeIsEnabled" in names or (is_offline and is_local):
         reason = "offline mode is set (`HF_HUB_OFFLINE`)"
     elif is_local:
         reason = "the hub cannot be reached"

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from ragst_sd.image.encoder import Channels, Encoder, hash_weights
+from ragst_sd.image.encoder import Encoder, Triple, hash_weights
 from ragst_sd.image.hub import LOCAL_ADVICE, hub_errors
 from ragst_sd.image.registry import FoundationModel
 
@@ -55,7 +55,7 @@ def load_timm(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
     if not model.startswith("hf-hub:"):
         architecture = cast("Any", module).pretrained_cfg.get("architecture", "model") if ":" in model else model
         name = f"timm:{architecture}"
-    return _encoder(name, module, module, tuple(config["mean"]), tuple(config["std"]), width, kwargs)
+    return _encoder_on_cpu(name, module, module, tuple(config["mean"]), tuple(config["std"]), width, kwargs)
 
 
 def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any]) -> Encoder:
@@ -74,15 +74,15 @@ def load_foundation_model(row: FoundationModel, model_kwargs: Mapping[str, Any])
     """
     terms = {True: "commercial use allowed", False: "no commercial use", None: "read its terms"}[row.commercial_use]
     logger.info("%s: licence %s (%s). Cite: %s", row.name, row.license, terms, row.citation)
-    loader = {"timm": _load_row_timm, "transformers": _load_row_transformers, "conch": _load_row_conch}[row.loader]
+    loader = {"timm": _load_from_timm, "transformers": _load_from_transformers, "conch": _load_from_conch}[row.loader]
     module, forward = loader(row, dict(model_kwargs))
-    return _encoder(f"hf-hub:{row.hub_id}", module, forward, row.mean, row.std, row.input_px, model_kwargs)
+    return _encoder_on_cpu(f"hf-hub:{row.hub_id}", module, forward, row.mean, row.std, row.input_px, model_kwargs)
 
 
-def _encoder(
-    name: str, module: Any, forward: Callable, mean: Channels, std: Channels, input_px: int, kwargs: Mapping[str, Any]
+def _encoder_on_cpu(
+    name: str, module: Any, forward: Callable, mean: Triple, std: Triple, input_px: int, kwargs: Mapping[str, Any]
 ) -> Encoder:
-    """An encoder in main memory, where large models are hashed."""
+    """An encoder on the CPU, in whose memory large models are hashed."""
     size = kwargs.get("img_size")
     if size is not None:
         input_px = int(size[-1] if isinstance(size, (tuple, list)) else size)
@@ -116,7 +116,7 @@ def _create_timm(model: str, kwargs: dict[str, Any], *, label: str, url: str | N
     if checkpoint is not None:
         checkpoint = _existing_file(checkpoint, label)
     elif pretrained:
-        _refuse_without_weights(timm, model)
+        _require_pretrained(timm, model)
     else:
         logger.warning(
             "%s has random weights, because of model_kwargs={'pretrained': False}: its embeddings carry what a random "
@@ -131,7 +131,8 @@ def _create_timm(model: str, kwargs: dict[str, Any], *, label: str, url: str | N
     return module.eval()
 
 
-def _refuse_without_weights(timm: Any, model: str) -> None:
+def _require_pretrained(timm: Any, model: str) -> None:
+    """Raise a `ValueError` that lists what there is if timm has no weights under the name."""
     if ":" in model:
         return
     architecture = model.split(".")[0]
@@ -165,6 +166,7 @@ def _load_checkpoint(module: torch.nn.Module, path: Path, label: str) -> None:
 
 
 def _unreadable(label: str, source: str, error: Exception) -> str:
+    """The message for weights that cannot be read."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
     return (
         f"The weights of {label!r} could not be read from {source!r}. Give a .safetensors file or a torch file "
@@ -188,7 +190,7 @@ def _no_code_from_weights() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
+def _load_from_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
     local = kwargs.get("checkpoint_path") is not None or kwargs.get("pretrained") is False
     if row.weights_file and not local:
         from huggingface_hub import hf_hub_download
@@ -198,16 +200,16 @@ def _load_row_timm(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.
     source = row.architecture if local else f"hf-hub:{row.hub_id}"
     preset = row.architecture_kwargs if local else row.hub_kwargs
     import_timm()
-    kwargs = {**_with_classes(preset), **kwargs}
+    kwargs = {**_resolved_classes(preset), **kwargs}
     module = _create_timm(source, kwargs, label=row.name, url=row.url)
     if row.pooling == "cls_mean":
         n_prefix = int(cast("Any", module).num_prefix_tokens)
-        return module, lambda tiles: _class_and_mean(module(tiles), n_prefix)
+        return module, lambda tiles: _cls_and_mean(module(tiles), n_prefix)
     return module, module
 
 
-def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
-    transformers = _imported(row, "transformers", "is built by transformers")
+def _load_from_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
+    transformers = _import_or_tell(row, "transformers", "is built by transformers")
     if row.remote_code and not kwargs.get("trust_remote_code"):
         raise PermissionError(
             f"Loading {row.name!r} runs Python code from {row.url}. Read it, and allow it with "
@@ -225,12 +227,12 @@ def _load_row_transformers(row: FoundationModel, kwargs: dict[str, Any]) -> tupl
     if row.pooling == "pooler":
         return module, lambda tiles: module(pixel_values=tiles).pooler_output
     if row.pooling == "cls_mean":
-        return module, lambda tiles: _class_and_mean(module(pixel_values=tiles).last_hidden_state, 1)
+        return module, lambda tiles: _cls_and_mean(module(pixel_values=tiles).last_hidden_state, 1)
     return module, lambda tiles: module(pixel_values=tiles).last_hidden_state[:, 0]
 
 
-def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
-    conch = _imported(row, "conch.open_clip_custom", "needs its authors' package")
+def _load_from_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch.nn.Module, Callable]:
+    conch = _import_or_tell(row, "conch.open_clip_custom", "needs its authors' package")
     checkpoint = kwargs.pop("checkpoint_path", None)
     source = f"hf_hub:{row.hub_id}" if checkpoint is None else str(_existing_file(checkpoint, row.name))
     try:
@@ -242,18 +244,20 @@ def _load_row_conch(row: FoundationModel, kwargs: dict[str, Any]) -> tuple[torch
     return module, lambda tiles: module.encode_image(tiles, proj_contrast=False, normalize=False)
 
 
-def _imported(row: FoundationModel, package: str, why: str) -> Any:
+def _import_or_tell(row: FoundationModel, package: str, why: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(f"{row.name!r} {why}, which cannot be imported ({error}). pip install {row.needs}") from None
 
 
-def _class_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
+def _cls_and_mean(tokens: torch.Tensor, n_prefix: int) -> torch.Tensor:
+    """Class token and mean of the patch tokens, which follow `n_prefix` others, side by side."""
     return torch.cat([tokens[:, 0], tokens[:, n_prefix:].mean(dim=1)], dim=-1)
 
 
-def _with_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _resolved_classes(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with texts such as `"timm.layers:SwiGLUPacked"` replaced by the class that they name."""
     is_class = {key: isinstance(value, str) and ":" in value for key, value in kwargs.items()}
     return {key: resolve_name(value) if is_class[key] else value for key, value in kwargs.items()}
 

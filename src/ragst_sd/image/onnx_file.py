@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ragst_sd.image.amp import Device, resolve_device
-from ragst_sd.image.encoder import Channels, Encoder
+from ragst_sd.image.device import Device, resolve_device
+from ragst_sd.image.encoder import Encoder, Triple
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def is_onnx_file(model: Any) -> bool:
 
 
 def load_onnx_file(
-    path: str | os.PathLike[str], model_kwargs: Mapping[str, Any], *, mean: Channels, std: Channels, device: Device
+    path: str | os.PathLike[str], model_kwargs: Mapping[str, Any], *, mean: Triple, std: Triple, device: Device
 ) -> Encoder:
     """Make an encoder of an ONNX file; the size, layout and type of its input are read from the file.
 
@@ -74,12 +74,12 @@ def load_onnx_file(
     unknown = sorted(set(model_kwargs) - set(_OPTIONS))
     if unknown:
         raise ValueError(f"`model_kwargs` of an ONNX file are {list(_OPTIONS)}; found {unknown}.")
-    where, session = _open_session(path, device)
+    resolved, session = _open_session(path, device)
     name, layout, dtype, batch, edge = _read_input(session.get_inputs(), path)
     if dtype == np.uint8 and mean is not None:
         raise ValueError(f"{path.name} takes pixels of 8 bits as they are: leave out `mean` and `std`.")
     output = _chosen_output(session.get_outputs(), model_kwargs.get("output"), path)
-    pool = _pooling(model_kwargs.get("pooling"), output, path)
+    pool = _pooling_of(model_kwargs.get("pooling"), output, path)
 
     def forward(pixels: torch.Tensor) -> torch.Tensor:
         array = pixels.cpu().numpy()
@@ -104,7 +104,7 @@ def load_onnx_file(
     size = edge or "any number of"
     logger.info("%s: input %s of %s px as %s, output %s.", path.name, layout, size, dtype.__name__, output.name)
     digest = _hash_files(path, model_kwargs)
-    return Encoder(f"onnx:{path.stem}", digest, where, forward, mean=mean, std=std, input_px=edge)
+    return Encoder(f"onnx:{path.stem}", digest, resolved, forward, mean=mean, std=std, input_px=edge)
 
 
 def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
@@ -114,23 +114,23 @@ def _open_session(path: Path, device: Device) -> tuple[torch.device, Any]:
         raise ImportError(
             f'ONNX files need onnxruntime, which cannot be imported ({error}). Install it: pip install "ragst-sd[onnx]"'
         ) from None
-    where, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
-    if where.type != "cpu" and not (where.type == "cuda" and has_cuda):
+    resolved, has_cuda = resolve_device(device), "CUDAExecutionProvider" in runtime.get_available_providers()
+    if resolved.type != "cpu" and not (resolved.type == "cuda" and has_cuda):
         if device is not None:
             raise ValueError(
                 f"`device={str(device)!r}` was asked for, but this onnxruntime ({runtime.__version__}) runs on "
                 f"{', '.join(runtime.get_available_providers())}. Use `device='cpu'`, or install onnxruntime-gpu."
             )
-        logger.info("This onnxruntime has no support for %s: %s runs on the CPU.", where.type, path.name)
-        where = torch.device("cpu")
+        logger.info("This onnxruntime has no support for %s: %s runs on the CPU.", resolved.type, path.name)
+        resolved = torch.device("cpu")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
     providers: list[Any] = ["CPUExecutionProvider"]
-    if where.type == "cuda":
-        providers.insert(0, ("CUDAExecutionProvider", {"device_id": where.index or 0}))
+    if resolved.type == "cuda":
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": resolved.index or 0}))
     try:
-        return where, runtime.InferenceSession(str(path), options, providers=providers)
+        return resolved, runtime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise ValueError(
             f"{str(path)!r} cannot be read as an ONNX file: it is damaged, weights that it keeps in another file are "
@@ -171,7 +171,8 @@ def _chosen_output(outputs: Sequence[Any], wanted: str | None, path: Path) -> An
     return named[wanted]
 
 
-def _pooling(pooling: str | None, output: Any, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+def _pooling_of(pooling: str | None, output: Any, path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """The function that makes an output one vector per tile; only tokens (n, t, d) need to be told how."""
     is_tokens = len(output.shape) == 3
     if pooling not in (_POOLING if is_tokens else (None,)):
         raise ValueError(

@@ -175,9 +175,9 @@ def embed_batches(
         waiting.append((index, _fetch_later(encode(tiles))))
         if len(waiting) >= _IN_FLIGHT:
             ready, fetch = waiting.popleft()
-            yield ready, _finite(fetch())
+            yield ready, _require_finite(fetch())
     for ready, fetch in waiting:
-        yield ready, _finite(fetch())
+        yield ready, _require_finite(fetch())
 
 
 def pin(tiles: torch.Tensor, encoder: object) -> torch.Tensor:
@@ -186,6 +186,7 @@ def pin(tiles: torch.Tensor, encoder: object) -> torch.Tensor:
 
 
 def _fetch_later(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
+    """A function that waits for a batch and gives it as an array; the copy from a GPU is queued now."""
     if vectors.device.type != "cuda":
         return vectors.cpu().numpy
     # The copy is queued behind this batch alone; asking for it later does not wait for the batches after it.
@@ -201,7 +202,8 @@ def _fetch_later(vectors: torch.Tensor) -> Callable[[], np.ndarray]:
     return fetch
 
 
-def _finite(values: np.ndarray) -> np.ndarray:
+def _require_finite(values: np.ndarray) -> np.ndarray:
+    """The values, or a `ValueError` if some are NaN or infinite."""
     fine = np.isfinite(values).all(axis=1)
     if not fine.all():
         raise ValueError(

@@ -41,19 +41,19 @@ def pool_tiles(
     tree = KDTree(tiles)
     # In this metric "within half an edge" is the tile itself.
     distance, nearest = tree.query(places, p=np.inf)
-    apart = tree.query(tiles, k=2, p=np.inf)[0][:, -1] if len(tiles) > 1 else np.array([np.inf])
-    apart = apart[apart > 0]
-    step = min(edge, float(np.median(apart))) if len(apart) else edge
+    spacing = tree.query(tiles, k=2, p=np.inf)[0][:, -1] if len(tiles) > 1 else np.array([np.inf])
+    spacing = spacing[spacing > 0]
+    h = min(edge, float(np.median(spacing))) if len(spacing) else edge
     pooled = np.full((len(places), len(context) * vectors.shape[1]), np.nan, np.float32)
     covered = np.flatnonzero(distance <= edge / 2 + 1e-6 * edge)
     for rows in np.split(covered, range(_BLOCK, len(covered), _BLOCK)):
         around, parts = KDTree(places[rows]), []
         for field in context:
-            width = (field - 1) * edge + step
-            pairs = around.sparse_distance_matrix(tree, (width + step) / 2, p=np.inf, output_type="ndarray")
+            width = (field - 1) * edge + h
+            pairs = around.sparse_distance_matrix(tree, (width + h) / 2, p=np.inf, output_type="ndarray")
             i, k = pairs["i"], pairs["j"]
-            apart = np.abs(places[rows[i]] - tiles[k])
-            area = np.clip((width + step) / 2 - apart, 0, step).prod(axis=1) / step**2
+            offset = np.abs(places[rows[i]] - tiles[k])
+            area = np.clip((width + h) / 2 - offset, 0, h).prod(axis=1) / h**2
             total = np.bincount(i, area, minlength=len(rows))
             # Between overlapping tiles at the rim, where none of these squares reaches.
             uncovered = np.flatnonzero(total < 1e-6)

@@ -221,6 +221,7 @@ def iter_tiles(
     sweep = Sweep.over(window_starts(centers, field), window, shape, chunk)
     order = sweep.order()
     last_uses = sweep.last_uses(order)
+    # Windows that are cut and resized together: wide ones fill the memory long before a batch is full.
     per_cut = batch_size if window == field.tile_px else max(1, min(batch_size, _RESIZE_BYTES // (3 * window * window)))
 
     def read(unit: Unit) -> np.ndarray:

@@ -16,12 +16,12 @@ _APART, _UNEVEN = 0.83, 2.0
 
 
 def tissue_mask(overview: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Which pixels are tissue.
+    """Mask of the pixels that are tissue, on an overview of a slide.
 
-    Its saturation lies above Otsu's threshold over all that was scanned. Colours are smoothed first, in which noise
-    cancels out; what is black or grey even so is no tissue, whatever its saturation, which there is the noise itself.
-    Where the part below the threshold is no glass, there is none in the picture: all that has colour is tissue. Where
-    it is glass and paler tissue beside darker one, far apart, the threshold is taken between these.
+    The saturation of tissue lies above Otsu's threshold over all that was scanned. Colours are smoothed first, so that
+    noise cancels out; what is black or grey even so is no tissue, whatever its saturation, which there is the noise
+    itself. Where the part below the threshold is no glass, there is none in the picture: all that has colour is tissue.
+    Where it is glass and paler tissue beside darker one, far apart, the threshold is taken between these.
 
     Parameters
     ----------
@@ -46,14 +46,14 @@ def tissue_mask(overview: np.ndarray) -> tuple[np.ndarray, bool]:
     tint, brightness = np.median(colour[below]), np.median(darkest[below])
     if tint > _COLOURLESS and (tint > _TINTED_GLASS or brightness < _GLASS_BRIGHTNESS):
         return stained, True
-    low, high = _classes(saturation[scanned], threshold)
+    low, high = _split(saturation[scanned], threshold)
     if not high.size or high.mean() - low.mean() < _CONTRAST:
         return np.zeros_like(stained), False
     # What is white altogether was not scanned, or is too bright to tell.
     paler = saturation[below & (overview.min(axis=0) < 255)]
     if paler.size:
         between = threshold_otsu(paler)
-        low, high = _classes(paler, between)
+        low, high = _split(paler, between)
         within = (low.size * low.var() + high.size * high.var()) / paler.size if high.size else np.inf
         if within < (1 - _APART) * paler.var() and _spread(high) > _UNEVEN * _spread(low):
             threshold = between
@@ -61,7 +61,7 @@ def tissue_mask(overview: np.ndarray) -> tuple[np.ndarray, bool]:
     return (stained | (scanned & (darkest > _GLASS_BRIGHTNESS))) & (saturation > threshold), False
 
 
-def _classes(values: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+def _split(values: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     return values[values <= threshold], values[values > threshold]
 
 

@@ -22,7 +22,7 @@ from ragst_sd._replacing import locked
 from ragst_sd._validate import require_choice
 from ragst_sd._workers import worker_device
 from ragst_sd.datasets._load import read_sample
-from ragst_sd.image.encoders import Encoder
+from ragst_sd.image.encoder import Encoder
 from ragst_sd.image.onnx_file import is_onnx_file
 from ragst_sd.io._data_card import check_card_folder, data_card
 from ragst_sd.io._read_reference import SUFFIX, read_reference
@@ -160,11 +160,11 @@ def build_recipe(
 
 def _encoder(plan: Recipe, place: Place, device: str | None) -> tuple[Encoder, str]:
     """The encoder, and the key of its embeddings in `.obsm`."""
-    from ragst_sd.image.encoders import resolve_encoder
+    from ragst_sd.image.resolve_encoder import resolve_encoder
     from ragst_sd.pp._embedding_header import default_key
 
     given = {name: value for name, value in vars(plan.encoder).items() if name != "batch_size"}
-    with (place / "encoder").named():
+    with (place / "encoder").named_in_errors():
         encoder = resolve_encoder(**given, device=worker_device() if device is None else device)
     return encoder, default_key(encoder.name, plan.encoder.model)
 
@@ -242,7 +242,7 @@ def _embedded(section: PlannedSection, plan: Recipe, label: str, embedding: Mapp
 
     started, layer = time.perf_counter(), plan.reference.layer
     logger.info("%s ...", label)
-    with section.named():
+    with section.named_in_errors():
         sdata = read_sample(section.sample)
         check_content(sdata, section.sample.donor, layer)
         keep_spots(sdata, section.source.filters, layer=layer)

@@ -15,7 +15,7 @@ from ragst_sd._settings import settings
 from ragst_sd._validate import require_type
 from ragst_sd.datasets._download import from_hub
 from ragst_sd.image.hub import hub_endpoint
-from ragst_sd.io._gate import check_downloaded
+from ragst_sd.io._check_downloaded import check_downloaded
 from ragst_sd.io._upload_reference import CARD, STORE, check_repository
 
 logger = logging.getLogger(__name__)

@@ -174,9 +174,8 @@ def _scaled(outlines: GeoSeries, factor: float) -> GeoSeries:
 
 def _check_unit(outlines: GeoSeries, pyramid: Pyramid, image_mpp: float, name: str) -> None:
     """Refuse outlines that lie on glass as pixels and on tissue as microns."""
-    overview = pyramid.overview(_OVERVIEW_PX)
-    mask, is_all = tissue_mask(overview)
-    if is_all:
+    mask, no_glass = tissue_mask(pyramid.overview(_OVERVIEW_PX))
+    if no_glass:
         return
     as_pixels, as_microns = (_tissue_share(_scaled(outlines, by), mask, pyramid) for by in (1.0, 1 / image_mpp))
     if as_pixels < _ON_GLASS and as_microns > _ON_TISSUE:

@@ -10,8 +10,8 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._elements import require_sdata
 from ragst_sd._validate import require_type
-from ragst_sd.pp._taken_features import take_features
-from ragst_sd.pp._tile_features import of_file
+from ragst_sd.pp._assign_features import assign_features
+from ragst_sd.pp._tile_features import features_of_file
 
 
 def read_embeddings(
@@ -101,7 +101,7 @@ def read_embeddings(
     """
     require_sdata(sdata)
     require_type(path, (str, PathLike), "path")
-    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    given = {"model": model, "tile_px": tile_px, "mpp": mpp}
     where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
-    tiles = of_file(path, "path")
-    take_features(sdata, tiles, stated, image_mpp=image_mpp, weights_hash=weights_hash, key_added=key_added, **where)
+    tiles = features_of_file(path, "path")
+    assign_features(sdata, tiles, given, image_mpp=image_mpp, weights_hash=weights_hash, key_added=key_added, **where)

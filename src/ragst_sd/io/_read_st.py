@@ -155,9 +155,9 @@ def read_st(
     if len(np.unique(xy, axis=0)) < len(xy):
         logger.warning("Spots of section %r lie at the same place as others: are they of several sections?", sample)
     pitch = None if len(xy) < 2 else spot_pitch(xy)
-    mpp = _microns(image_mpp, um_between_centers, xy, meta)
+    mpp = _find_mpp(image_mpp, um_between_centers, xy, meta)
     if spot_diameter_px is None:
-        spot_diameter_px = _diameter(adata, library, pitch)
+        spot_diameter_px = _find_diameter(adata, library, pitch)
     if donor is None and _keys.DONOR not in adata.obs:
         donor = meta.get("patient")
         if donor is None:
@@ -169,9 +169,10 @@ def read_st(
     return sdata
 
 
-def _microns(
+def _find_mpp(
     image_mpp: float | None, um_between_centers: float | None, xy: np.ndarray, meta: dict[str, Any]
 ) -> float | None:
+    """Microns per pixel of the picture: given, from the pitch of the spots, or as the metadata state them."""
     if image_mpp is not None:
         return float(image_mpp)
     if um_between_centers is not None:
@@ -183,7 +184,8 @@ def _microns(
     return None
 
 
-def _diameter(adata: AnnData, library: str | None, pitch: float | None) -> float:
+def _find_diameter(adata: AnnData, library: str | None, pitch: float | None) -> float:
+    """Diameter of spots in pixels: as the counts state it, else half the pitch."""
     stored = stored_diameter(libraries_of(adata).get(library or "", {}))
     if stored is not None:
         return stored

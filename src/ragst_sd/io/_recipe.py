@@ -49,14 +49,15 @@ class Place:
         return f"{where}: `{name}`" if name else where
 
     @contextmanager
-    def named(self, what: str = "") -> Iterator[None]:
-        """Say of an error at which place of the recipe it is."""
+    def named_in_errors(self, what: str = "") -> Iterator[None]:
+        """Put the place in the recipe, followed by `what`, before the message of an error."""
         try:
             yield
         except (KeyError, ValueError, ConnectionError, FileNotFoundError, PermissionError) as error:
             raise type(error)(f"{self}{what}: {message_of(error)}") from error
 
 
+# Readers of fields that their type alone does not describe; such a field names its reader as `metadata={"read": ...}`.
 def _genes(value: Any, place: Place) -> list[str] | int:
     if isinstance(value, Mapping):
         return _block(MostVariable, value, place).most_variable
@@ -72,13 +73,10 @@ def _mpp(value: Any, place: Place) -> float | None:
 
 def _context(value: Any, place: Place) -> list[float]:
     read = _value(list[float], value, place)
-    with place.named():
+    with place.named_in_errors():
         # Each one embeds all tiles again.
         require_unique(read, "numbers")
     return read
-
-
-# Fields that their type alone does not describe name the function that reads them.
 
 
 @dataclass(frozen=True)
@@ -195,7 +193,7 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Recipe
     ValueError
         If it is not YAML, or a field is unknown, missing, wrong or given twice; the message names file, line and field.
     """
-    values, text, place = _load(recipe)
+    values, text, place = _load_text(recipe)
     read = _block(Recipe, values, place)
     if read.version != VERSION:
         raise ValueError(f"{place / 'version'} is {read.version}; this installation reads version {VERSION}.")
@@ -206,13 +204,13 @@ def read_recipe(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Recipe
         file = _value(Path, kwargs["checkpoint_path"], where / "model_kwargs" / "checkpoint_path")
         kwargs = {**kwargs, "checkpoint_path": str(file)}
     encoder = replace(read.encoder, model=model, model_kwargs=kwargs)
-    sources = [_checked(source, read.filters, place / "sources" / i) for i, source in enumerate(read.sources)]
+    sources = [_completed(source, read.filters, place / "sources" / i) for i, source in enumerate(read.sources)]
     name = read.name or Path(place.file).stem or "reference"
     return replace(read, name=name, sources=sources, encoder=encoder), text, place
 
 
-def _checked(source: Source, common: Filters, place: Place) -> Source:
-    """A source with the filters of the recipe where it has none of its own."""
+def _completed(source: Source, common: Filters, place: Place) -> Source:
+    """A source with the filters of the recipe where it has none; a `ValueError` if its fields exclude one another."""
     if (source.dataset is None) == (source.folder is None):
         raise ValueError(
             f"{place} must have either `dataset:` (a name of the catalogue) or `folder:` (of sections), and not both."
@@ -230,7 +228,7 @@ def _checked(source: Source, common: Filters, place: Place) -> Source:
     return replace(source, filters=replace(common, **of_source))
 
 
-def _load(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Place]:
+def _load_text(recipe: str | PathLike[str] | Mapping[str, Any]) -> tuple[Any, str, Place]:
     require_type(recipe, (str, PathLike, Mapping), "recipe", "Pass the path of a YAML file, or a mapping.")
 
     if isinstance(recipe, Mapping):

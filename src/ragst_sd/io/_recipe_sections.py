@@ -36,13 +36,13 @@ class PlannedSection:
 
     def digest(self) -> str:
         """Hash of the content of all files that it is read from, which are downloaded if need be."""
-        with self.named():
+        with self.named_in_errors():
             hashes = [_hash_of(path) for path in _files_of(self.sample)]
         return hashlib.sha256(" ".join(hashes).encode()).hexdigest()[:24]
 
-    def named(self) -> AbstractContextManager[None]:
-        """Say of an error in which line and section of the recipe it is."""
-        return self.place.named(f", section {self.name!r}")
+    def named_in_errors(self) -> AbstractContextManager[None]:
+        """Put the line of the recipe and the section before the message of an error."""
+        return self.place.named_in_errors(f", section {self.name!r}")
 
 
 def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> list[PlannedSection]:
@@ -61,7 +61,7 @@ def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> 
     for i, source in enumerate(recipe.sources):
         where = place / "sources" / i
         samples = _samples(source, where, progress=progress)
-        with (where / "donors").named():
+        with (where / "donors").named_in_errors():
             require_known(source.donors, samples, "donors", " names no sample of this source:")
         for key, sample in samples.items():
             name, donor = source.prefix + key, source.donors.get(key, source.donor)
@@ -79,11 +79,11 @@ def planned_sections(recipe: Recipe, place: Place, *, progress: bool | None) -> 
 def _samples(source: Source, place: Place, *, progress: bool | None) -> dict[str, Sample]:
     """What a source holds, by the name of the section."""
     if source.folder is None:
-        with place.named():
+        with place.named_in_errors():
             return find_samples(
                 str(source.dataset), samples=source.samples, path=source.path, bin_um=source.bin_um, progress=progress
             )
-    with (place / "folder").named():
+    with (place / "folder").named_in_errors():
         samples = folder_samples(str(source.folder), source.folder, source.samples, counted=True)
     return {
         name: replace(sample, image_mpp=source.image_mpp, um_between_centers=source.um_between_centers)
@@ -106,6 +106,7 @@ def _files_of(sample: Sample) -> list[Path]:
 
 
 def _hash_of(path: Path) -> str:
+    """Hash of the content of a file, or of all files in a folder with their names."""
     if path.is_file():
         return sha256_of(path)
     digest = hashlib.sha256()
@@ -115,7 +116,7 @@ def _hash_of(path: Path) -> str:
 
 
 def check_content(sdata: SpatialData, donor: str | None, layer: str | None) -> None:
-    """Refuse what is no section of a reference, and write the donor that the recipe names."""
+    """Write the donor that the recipe names, and refuse what has no picture, spots, counts or donor."""
     parts = {"picture": sdata.images, "spots": sdata.shapes, TABLE: sdata.tables}
     missing = [kind for kind, elements in parts.items() if not elements]
     if missing:

@@ -16,6 +16,8 @@ from ragst_sd import _keys
 from ragst_sd._outlines import extent_of
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._validate import require_known, require_positive, require_type
+from ragst_sd.image.colours import thinned
+from ragst_sd.image.tissue import tissue_mask
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +134,6 @@ def check_inside(
 
 def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
     """Warn if most spots lie beside the tissue of an RGB picture (3, y, x) that shows tissue."""
-    from ragst_sd.image.colours import thinned
-    from ragst_sd.image.tissue import tissue_mask
-
     mask, _ = tissue_mask(thinned(pixels, _OVERVIEW_PX))
     size = np.array(pixels.shape[:0:-1])
     inside = xy[((xy >= 0) & (xy < size)).all(axis=1)]

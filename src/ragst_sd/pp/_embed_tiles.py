@@ -16,15 +16,16 @@ from ragst_sd import _keys
 from ragst_sd._annotation import resolve_annotation
 from ragst_sd._elements import image_pyramid, keep_value_max, require_sdata, resolve_image
 from ragst_sd._outlines import extent_of
-from ragst_sd._patches import holds_patches, patch_mpp, patch_pyramid, require_shown
-from ragst_sd._resolution import image_mpp_of
+from ragst_sd._patches import holds_patches, patch_mpp, patch_pyramid, require_in_patches
+from ragst_sd._resolution import image_mpp_of, require_resolution
 from ragst_sd._settings import settings
 from ragst_sd._several import over_sections
 from ragst_sd._validate import require_positive, require_some
 from ragst_sd._workers import without_huge_chunks, worker_device
+from ragst_sd.image.embedding import plan_fields, tile_padding
+from ragst_sd.image.resolve_encoder import resolve_encoder
 from ragst_sd.pp._embedding_header import Spots, default_key, embedding_header, same_header
 from ragst_sd.pp._embedding_run import run_embedding
-from ragst_sd.pp._tile_grid import require_resolution
 
 logger = logging.getLogger(__name__)
 
@@ -171,9 +172,6 @@ def embed_tiles(
     >>> table.obsm["X_texture"].shape[0] == table.n_obs
     True
     """
-    from ragst_sd.image.embedding import plan_fields, tile_padding
-    from ragst_sd.image.encoders import resolve_encoder
-
     sdata = require_sdata(sdata)
     require_positive(tile_px, "tile_px", whole=True)
     by_patch = holds_patches(sdata, image_key)
@@ -181,19 +179,17 @@ def embed_tiles(
     table_key, shapes_key = resolve_annotation(sdata, table_key, shapes_key)
     table = sdata.tables.get(table_key, None)
     frame_mpp = image_mpp_of(sdata, image_key, None if by_patch else image_mpp)
-    pixel_mpp = frame_mpp
+    # `pixel_mpp` are the microns per pixel, and `at` the centres of the tiles, in the pixels that are read.
     if by_patch:
-        pixel_mpp = patch_mpp(table, table_key) if image_mpp is None else image_mpp
+        pixel_mpp: float | None = patch_mpp(table, table_key) if image_mpp is None else image_mpp
         mpp = pixel_mpp if mpp is None else mpp
-    require_resolution(mpp, pixel_mpp, image_key)
-
-    # `at` are the middles of the tiles in the pixels that are read.
-    if by_patch:
         spots = Spots.with_patches(sdata, table_key, shapes_key)
         pyramid, at = patch_pyramid(table)
     else:
+        pixel_mpp = frame_mpp
         spots = Spots.on_image(sdata, table_key, shapes_key, image_key, coordinate_system)
         pyramid, at = image_pyramid(sdata, image_key, value_max), spots.xy
+    require_resolution(mpp, pixel_mpp, image_key)
     table = spots.table
     inside = pyramid.inside(at)
     if not inside.any():
@@ -208,16 +204,17 @@ def embed_tiles(
     require_positive(batch_size, "batch_size", whole=True)
     options: dict[str, Any] = {"model_kwargs": model_kwargs, "mean": mean, "std": std}
     encoder = resolve_encoder(model, **options, device=worker_device() if device is None else device, amp=amp)
-    default = (1.0,) if by_patch else encoder.context
-    multiples = list(default if context is None else np.atleast_1d(context).tolist())
-    require_some(multiples, "context", "Give at least one field of view, for instance `(1,)`.")
-    for multiple in multiples:
+    if context is None:
+        context = (1.0,) if by_patch else encoder.context
+    context = np.atleast_1d(context).tolist()
+    require_some(context, "context", "Give at least one field of view, for instance `(1,)`.")
+    for multiple in context:
         require_positive(multiple, "context")
     if by_patch:
-        require_shown(table, tile_px=tile_px, mpp=mpp, pixel_mpp=pixel_mpp, context=multiples)  # type: ignore[arg-type]
+        require_in_patches(table, tile_px=tile_px, mpp=mpp, pixel_mpp=pixel_mpp, context=context)  # type: ignore[arg-type]
     key_added = default_key(encoder.name, model) if key_added is None else key_added
-    views = [*map(float, multiples), 1]
-    *fields, finest = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=views)
+    # Enlargement and padding are those of the tile itself, whether or not it is among the fields of view.
+    *fields, tile = plan_fields(pyramid, tile_px=tile_px, mpp=mpp, image_mpp=pixel_mpp, context=[*context, 1])
     with without_huge_chunks(pyramid, [len(pyramid.levels) - 1, *(field.level for field in fields)]) as readable:
         header = embedding_header(
             spots,
@@ -226,8 +223,8 @@ def embed_tiles(
             tile_px=tile_px,
             mpp=mpp,
             image_mpp=frame_mpp,
-            context=multiples,
-            upsampling=max(1.0, finest.upsampling),
+            context=context,
+            upsampling=max(1.0, tile.upsampling),
             image_key=image_key,
         )
         if header["upsampling"] > 1.01:
@@ -261,7 +258,7 @@ def embed_tiles(
 
     spots = spots if inplace else spots._replace(table=table.copy())
     spots.add_embedding(key_added, embedding, header, inside)
-    spots.table.obs[_keys.PADDED] = tile_padding(pyramid, at, finest)
+    spots.table.obs[_keys.PADDED] = tile_padding(pyramid, at, tile)
     if not inplace:
         return spots.table
     keep_value_max(sdata, image_key, value_max)

@@ -1,4 +1,4 @@
-"""Header of a stored embedding: what made it, from which pixels, and whether it can be reused."""
+"""Spots that get an embedding, and its header: what made it, from which pixels, and whether it can be reused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ragst_sd._query import statistics
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
 from ragst_sd.image.embedding import Pyramid
-from ragst_sd.image.encoders import Encoder
+from ragst_sd.image.encoder import Encoder
 from ragst_sd.reference.schema import same_value
 
 logger = logging.getLogger(__name__)
@@ -39,24 +39,25 @@ def default_key(name: str | None, model: object) -> str:
 
 
 class Spots(NamedTuple):
-    """Spots that get an embedding."""
+    """Spots that get an embedding, with the table and the shapes that they are rows of."""
 
     table_key: str
     table: AnnData
     shapes_key: str
     xy: np.ndarray
-    """(n, 2) centres in pixels of the image; in units of their own element without one."""
+    """(n, 2) centres in pixels of the image; without an image, in units of the shapes."""
     affine: np.ndarray
-    """From their element to the image."""
+    """3 x 3 affine from units of the shapes to pixels of the image."""
     frame: str
+    """Coordinate system that shapes and image share."""
     shapes: GeoDataFrame | None = None
-    """Where they are not in the object yet: the tiles of a file, on a slide without spots."""
+    """Shapes that are not in the object yet: the tiles of a file, on a slide without spots."""
 
     @classmethod
     def on_image(
         cls, sdata: SpatialData, table_key: str, shapes_key: str, image_key: str, coordinate_system: str | None
     ) -> Spots:
-        """Spots in the order of their table, which is an empty one where there is none yet."""
+        """Spots on an image, in the order of their table, or with an empty table where there is none yet."""
         centers = centers_in_pixels(
             sdata, shapes_key=shapes_key, image_key=image_key, coordinate_system=coordinate_system
         )
@@ -72,7 +73,7 @@ class Spots(NamedTuple):
         return cls(table_key, table, shapes_key, xy, np.eye(3), frame_of(sdata, shapes_key))
 
     def add_embedding(self, key_added: str, embedding: np.ndarray, header: dict[str, Any], inside: np.ndarray) -> None:
-        """Write an embedding, its header with statistics of the spots inside, and the centres where there are none."""
+        """Write an embedding into the table, with header, statistics of spots `inside`, and centres if it has none."""
         header |= statistics(embedding, inside)
         self.table.obsm[key_added] = embedding
         if _keys.SPATIAL not in self.table.obsm:
@@ -102,9 +103,9 @@ def embedding_header(
     context: Sequence[float],
     **about: Any,
 ) -> dict[str, Any]:
-    """Assemble the header; lists become arrays and unknown numbers NaN, so that it survives zarr unchanged.
+    """The header of an embedding; lists become arrays and unknown numbers NaN, so that zarr keeps it unchanged.
 
-    Image, its transformation and centres of tiles are known by hashes, which are empty without an image.
+    Hashes stand for the image, its transformation and the centres; without an image, those of the image are empty.
     """
     pixels = "" if pyramid is None else image_hash(pyramid)
 

@@ -8,7 +8,9 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from uuid import uuid4
 
@@ -16,13 +18,24 @@ import numpy as np
 
 from ragst_sd._replacing import replace_text, replaced_file
 from ragst_sd._validate import require_type
-from ragst_sd._workers import EmbeddingJob, active_client, embed_part, read_in_calling_thread, spread_over_workers
+from ragst_sd._workers import (
+    active_client,
+    read_in_calling_thread,
+    require_stores,
+    spread_over_workers,
+    worker_device,
+)
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.encoder import Encoder
 from ragst_sd.image.frames import FieldOfView
-from ragst_sd.image.parts import Part
+from ragst_sd.image.parts import Part, collect_parts, embed_parts, plan_parts
+from ragst_sd.image.resolve_encoder import resolve_encoder
 
 logger = logging.getLogger(__name__)
+
+_LOCK = Lock()
+# The encoder that this process used last, by the key of its job: one is enough, and two may not fit on a GPU.
+_ENCODERS: dict[str, Encoder] = {}
 
 
 def run_embedding(
@@ -43,8 +56,6 @@ def run_embedding(
     `model` and `options` are what the encoder was made of, from which workers make theirs; `reading` holds
     `batch_size` and `num_workers`; the folder `cache` keeps finished parts by `header`, which says what is embedded.
     """
-    from ragst_sd.image.parts import collect_parts, embed_parts, plan_parts
-
     parts = plan_parts(pyramid, xy, fields, batch_size=reading["batch_size"])
     kept = None if cache is None else EmbeddingCache(cache, header, reading["batch_size"], parts)
     values = [None if kept is None else kept.read(position) for position in range(len(parts))]
@@ -58,8 +69,7 @@ def run_embedding(
     if not on_workers:
         results = embed_parts(read_in_calling_thread(pyramid), xy, fields, todo, encoder, **reading, advance=advance)
     else:
-        key, weights = uuid4().hex, encoder.weights_hash
-        job = EmbeddingJob(key, pyramid, xy, tuple(fields), reading, model, dict(options), weights)
+        job = EmbeddingJob(uuid4().hex, pyramid, xy, fields, reading, model, options, encoder.weights_hash)
         logger.info("Embedding %d parts on the workers of the active client.", len(todo))
         results = spread_over_workers(embed_part, todo, job)
     with closing(results):
@@ -70,6 +80,50 @@ def run_embedding(
             if kept is not None:
                 kept.write(position, embedded)
     return collect_parts(len(xy), len(fields), parts, values)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """What a worker has to know to embed a part."""
+
+    key: str
+    """Names the job; workers keep its encoder under this name."""
+    pyramid: Pyramid
+    centers: np.ndarray
+    fields: Sequence[FieldOfView]
+    reading: Mapping[str, Any]
+    """`batch_size` and `num_workers`, as `embed_parts` takes them."""
+    model: Any
+    """Name or object, as the user gave it."""
+    options: Mapping[str, Any]
+    """Further arguments of `resolve_encoder`; without a device each worker takes its own."""
+    weights_hash: str
+    """Of the encoder here; workers must find the same."""
+
+
+def embed_part(job: EmbeddingJob, part: Part) -> np.ndarray:
+    """Embed one part, on a worker."""
+    require_stores(job.pyramid)
+    pyramid = read_in_calling_thread(job.pyramid, always=True)
+    (values,) = embed_parts(pyramid, job.centers, job.fields, [part], _encoder_of(job), **job.reading)
+    return values
+
+
+def _encoder_of(job: EmbeddingJob) -> Encoder:
+    """The encoder of a job on this worker, made once for all of its parts."""
+    with _LOCK:
+        if job.key not in _ENCODERS:
+            _ENCODERS.clear()
+            device = job.options.get("device") or worker_device()
+            encoder = resolve_encoder(job.model, **{**job.options, "device": device})
+            if encoder.weights_hash != job.weights_hash:
+                raise ValueError(
+                    f"The weights of {encoder.name!r} on this worker are not those of the session that asked for them. "
+                    "Give all machines the same file (`model_kwargs={'checkpoint_path': ...}`); random weights "
+                    "(`{'pretrained': False}`) differ everywhere: build the network once and pass the module."
+                )
+            _ENCODERS[job.key] = encoder
+        return _ENCODERS[job.key]
 
 
 class EmbeddingCache:
@@ -98,7 +152,8 @@ class EmbeddingCache:
                 "Give the model a string attribute `name`, different for different weights, or leave out `cache`."
             )
         # Parts are kept by position, and which tiles a position holds follows from the chunks of the image.
-        self.parts, digest = parts, hashlib.sha256()
+        self.parts = parts
+        digest = hashlib.sha256()
         for part in parts:
             digest.update(np.array([part.field, len(part.rows)], dtype="<i8").tobytes())
             digest.update(part.rows.astype("<i8").tobytes())

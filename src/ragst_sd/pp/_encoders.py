@@ -1,10 +1,15 @@
-"""What can embed tiles."""
+"""`rg.pp.encoders`."""
 
 from __future__ import annotations
 
 import tomllib
 
 import pandas as pd
+
+from ragst_sd._page import read_text
+from ragst_sd.image.registry import FOUNDATION_MODELS
+from ragst_sd.image.resolve_encoder import DEFAULT_CONTEXT, TEXTURE
+from ragst_sd.image.texture import texture_names
 
 
 def encoders() -> pd.DataFrame:
@@ -33,11 +38,6 @@ def encoders() -> pd.DataFrame:
     >>> rg.pp.encoders().loc["uni2", "license"]
     'CC-BY-NC-ND-4.0'
     """
-    from ragst_sd._page import read_text
-    from ragst_sd.image.encoders import DEFAULT_CONTEXT, TEXTURE
-    from ragst_sd.image.registry import FOUNDATION_MODELS
-    from ragst_sd.image.texture import texture_names
-
     models = {
         name: {**vars(row), "source": f"hf-hub:{row.hub_id}", "url": row.url, "unverified": ", ".join(row.unverified)}
         for name, row in FOUNDATION_MODELS.items()

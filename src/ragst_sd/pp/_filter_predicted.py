@@ -127,7 +127,7 @@ def filter_predicted(
 def _record(
     before: dict[str, Any] | None, thresholds: dict[str, Any], n_genes: int, dropped: dict[str, int]
 ) -> dict[str, Any]:
-    """What was dropped since the prediction was made, by this call and by those before."""
+    """The header entry `filter`: what was dropped since the prediction was made, by this call and by those before."""
     if before is None:
         return {**thresholds, "n_genes": n_genes, "dropped": dropped}
     strictest = {name: max(value, before.get(name, value)) for name, value in thresholds.items()}
@@ -137,7 +137,7 @@ def _record(
 
 
 def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict[str, int]]:
-    """Genes that pass, and how many fail for which reason."""
+    """Mask of the genes that pass all thresholds, and how many fail for which reason."""
     if not thresholds:
         raise ValueError(
             "No threshold is given. Ask for at least one of `min_cv_pearson`, `min_share_of_ceiling`, `min_n_measured`."
@@ -165,6 +165,7 @@ def _judge(table: AnnData, thresholds: dict[str, Any]) -> tuple[np.ndarray, dict
 
 
 def _column(table: AnnData, name: str) -> np.ndarray:
+    """A column of `var`; an error with what to run if it is missing or was not assessed."""
     require_key(name, table.var, "table.var", "`rg.tl.predict` writes it; predict again.")
     values = table.var[name].to_numpy(float)
     if np.isnan(values).all():

@@ -14,7 +14,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._annotation import is_predicted
-from ragst_sd._gene_names import of_rna
+from ragst_sd._gene_names import is_rna
 from ragst_sd._validate import listing, require_choice, require_key, require_type
 from ragst_sd.reference.genes import filled_names
 from ragst_sd.reference.normalize import as_csr, find_unit
@@ -142,7 +142,7 @@ def harmonize_genes(
     require_choice(unknown, ("keep", "drop"), "unknown")
     if gene_symbols is not None:
         require_key(gene_symbols, var, "table.var", "Leave `gene_symbols` out to take `var_names`.")
-    var_names, rna = np.array(table.var_names.astype(str), dtype=object), of_rna(table)
+    var_names, rna = np.array(table.var_names.astype(str), dtype=object), is_rna(table)
     symbols = var_names if gene_symbols is None else filled_names(list(var_names), var[gene_symbols].astype(str))
     names = np.where(rna, symbols, var_names).tolist()
     of_genes = list(compress(names, rna))
@@ -170,6 +170,7 @@ def harmonize_genes(
 
 
 def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
+    """The table whose genes are renamed; an error for predictions, references and tables that stay on disk."""
     require_type(sdata, (SpatialData, AnnData), "sdata")
     if isinstance(sdata, SpatialData):
         require_key(table_key, sdata.tables, "sdata.tables", "Name the table with expression with `table_key=`.")
@@ -189,7 +190,7 @@ def _table(sdata: SpatialData | AnnData, table_key: str) -> AnnData:
 
 
 def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna: np.ndarray) -> pd.DataFrame:
-    """What becomes of each gene; features that are not RNA are none, and keep their names."""
+    """What becomes of each gene, one row each; features that are not RNA keep their names."""
     report = resolved.rename(columns={"gene": "symbol"})
     report.loc[~rna, ["symbol", "how", "candidates"]] = ["", OTHER_FEATURE, ""]
     known = report["how"].isin(KNOWN_BY)
@@ -205,6 +206,7 @@ def _report(resolved: pd.DataFrame, species: str, target: str, unknown: str, rna
 
 
 def _summary(report: pd.DataFrame) -> str:
+    """How many genes are kept, renamed, merged and dropped, and how many names were not found, for messages."""
     counts = report["action"].value_counts()
     actions = ", ".join(f"{counts[action]} {action}" for action in (KEPT, RENAMED, MERGED, DROPPED) if action in counts)
     unsure = report["how"][~report["how"].isin(KNOWN_BY)].value_counts()

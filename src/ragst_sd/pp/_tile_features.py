@@ -1,4 +1,4 @@
-"""Features of tiles as other tools leave them: tables, `.obsm`, files; whose they are, and what is said of them."""
+"""Features of tiles from other tools: read from tables, `.obsm` and files, with what these say of encoder and tiles."""
 
 from __future__ import annotations
 
@@ -32,20 +32,21 @@ class TileFeatures:
     """Features of tiles; what is not stated is `None`."""
 
     what: str
-    """As messages call them."""
+    """What messages call these features."""
     vectors: np.ndarray
     """(m, d) float32."""
     rows_of: str | None = None
-    """Name of the table whose rows they are of."""
+    """Name of the table that has a row for each vector."""
     table: AnnData | None = None
-    """Table whose X they are, of tiles in the element `shapes_key`."""
+    """Table whose X they are; its rows are tiles."""
     shapes_key: str | None = None
+    """The tiles that `table` annotates."""
     corners: np.ndarray | None = None
     """(m, 2) top left corners (x, y) of the tiles, in pixels of the finest level."""
     edge_px: float | None = None
-    """Edge of these tiles, alike."""
+    """Edge of these tiles, in the same pixels."""
     names: np.ndarray | None = None
-    """(m,) names of spots."""
+    """(m,) names of the spots that the vectors are of."""
     model: str | None = None
     tile_px: int | None = None
     """Edge of a tile as the encoder saw it."""
@@ -53,14 +54,14 @@ class TileFeatures:
     """Microns per pixel of a tile as the encoder saw it."""
 
     def __post_init__(self) -> None:
-        """Files keep numbers as text, or as those of numpy."""
+        """Make numbers of what files keep as text, or as a number of numpy."""
         for name, kind in (("edge_px", float), ("tile_px", int), ("mpp", float)):
             stated = getattr(self, name)
             object.__setattr__(self, name, None if stated is None else kind(stated))
 
 
 def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -> TileFeatures:
-    """Features by the name of a table or of an `.obsm`, from an AnnData, or from a file.
+    """Features that the argument `features` names: a table or an `.obsm` of the object, an AnnData, or a file.
 
     Raises
     ------
@@ -75,9 +76,9 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
     """
     require_type(features, (str, PathLike, AnnData), "features", _TODO)
     if isinstance(features, AnnData):
-        return _of_table(sdata, features, "`features`", None)
+        return _features_of_table(sdata, features, "`features`", None)
     if not isinstance(features, str):
-        return of_file(features, "features")
+        return features_of_file(features, "features")
     tables = {name: table for name, table in sdata.tables.items() if not is_predicted(table)}
     having = [name for name in tables if features in tables[name].obsm and table_key in (None, name)]
     if features in tables and having:
@@ -87,20 +88,20 @@ def find_features(sdata: SpatialData, features: Any, *, table_key: str | None) -
         )
     holder = only_one(having, "table_key", f"tables have `obsm[{features!r}]`")
     if features in tables:
-        return _of_table(sdata, tables[features], f"table {features!r}", features)
+        return _features_of_table(sdata, tables[features], f"table {features!r}", features)
     if holder is not None:
         what = f"`tables[{holder!r}].obsm[{features!r}]`"
-        return TileFeatures(what, _vectors(tables[holder].obsm[features], what), rows_of=holder)
+        return TileFeatures(what, _checked_vectors(tables[holder].obsm[features], what), rows_of=holder)
     if not Path(features).exists() and Path(features).suffix not in (".h5", ".hdf5"):
         keys = dict.fromkeys(key for table in tables.values() for key in table.obsm)
         raise KeyError(
             f"`features` {features!r} is no table of `sdata` ({listing(tables)}), no `.obsm` of one "
             f"({listing(keys)}), and no file.{hint(features, [*tables, *keys])} {_TODO}"
         )
-    return of_file(features, "features")
+    return features_of_file(features, "features")
 
 
-def of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
+def features_of_file(path: str | PathLike[str], argument: str) -> TileFeatures:
     """Features in a file of TRIDENT, CLAM or HEST."""
     return read_embedding_file(existing(path, f"`{argument}`:", "Pass the h5 file of one slide."))
 
@@ -114,11 +115,11 @@ def require_covered(embedding: np.ndarray, tiles: np.ndarray, xy: np.ndarray, wh
         )
 
 
-def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -> TileFeatures:
+def _features_of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -> TileFeatures:
     """Features in the X of a table: of tiles that it annotates, or of spots by their names."""
     if table.X is None or not table.n_vars:
         raise ValueError(f"{what} has no X to hold the features; its `.obsm` has {listing(table.obsm)}. {_TODO}")
-    vectors = _vectors(table.X, what)
+    vectors = _checked_vectors(table.X, what)
     region = next(iter(regions_of(table)), None)
     if region is None or (name is None and region not in [*sdata.shapes, *sdata.points, *sdata.labels]):
         require_unique(table.obs_names, f"names of rows of {what}", "Each spot has one vector.")
@@ -141,8 +142,8 @@ def _of_table(sdata: SpatialData, table: AnnData, what: str, name: str | None) -
     return TileFeatures(what, vectors, rows_of=name, table=table, shapes_key=region, **stated)
 
 
-def _vectors(values: Any, what: str) -> np.ndarray:
-    """(m, d) float32, NaN throughout where there is no vector."""
+def _checked_vectors(values: Any, what: str) -> np.ndarray:
+    """Vectors as (m, d) float32; each has to be finite, or NaN throughout where a tile has none."""
     vectors = dense(values, what).astype(np.float32)
     if vectors.ndim != 2:
         raise ValueError(f"{what} has the shape {vectors.shape}; expected one vector per tile. Pass tile embeddings.")
@@ -177,7 +178,7 @@ def read_embedding_file(path: Path) -> TileFeatures:
         )
     # Some writers keep a leading axis for the slide.
     slide = {name: values[0] if np.shape(values)[:-2] == (1,) else values for name, values in content.items()}
-    vectors, corners = _vectors(slide[key], f"{key!r} in {path.name!r}"), slide.get("coords")
+    vectors, corners = _checked_vectors(slide[key], f"{key!r} in {path.name!r}"), slide.get("coords")
     barcodes = next((slide[name] for name in BARCODES if name in slide), None)
     if barcodes is not None:
         barcodes = names_of_spots(barcodes, len(vectors), path.name, "vectors")

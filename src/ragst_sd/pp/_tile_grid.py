@@ -22,7 +22,7 @@ from ragst_sd._elements import (
     squares_on_image,
 )
 from ragst_sd._outlines import areas_in_frame_of
-from ragst_sd._resolution import image_mpp_of
+from ragst_sd._resolution import image_mpp_of, require_resolution
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_positive, require_type
 from ragst_sd.image.embedding import Pyramid
@@ -115,7 +115,8 @@ def tile_grid(
     image_key = resolve_image(sdata, image_key)
     image_mpp = image_mpp_of(sdata, image_key, image_mpp)
     require_resolution(mpp, image_mpp, image_key)
-    native = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
+    # Width of a pixel of the tile, in pixels of the image.
+    width_px = 1.0 if mpp is None or image_mpp is None else mpp / image_mpp
     earlier = set()
     if table_key in sdata.tables and sdata.tables[table_key].uns.get(_keys.ATTRS, {}).get(_keys.TILE_GRID):
         # What an earlier call has made is replaced.
@@ -124,7 +125,7 @@ def tile_grid(
     require_free(sdata, table_key, "tables", ours=earlier)
     pyramid = image_pyramid(sdata, image_key, value_max)
     height, width = pyramid.shapes[0]
-    edge, stride = tile_px * native, stride_px * native
+    edge, stride = tile_px * width_px, stride_px * width_px
     xs, ys = (np.arange(edge / 2, size - edge / 2 + 1e-6, stride) for size in (width, height))
     if not len(xs) or not len(ys):
         raise ValueError(
@@ -164,24 +165,10 @@ def tile_grid(
     logger.info("Adding `sdata.shapes[%r]` and `sdata.tables[%r]`: %d tiles.", key_added, table_key, len(centers))
 
 
-def require_resolution(mpp: float | None, image_mpp: float | None, image_key: str) -> None:
-    """Raise a `ValueError` if tiles of a resolution are asked for and that of the image is not known."""
-    if mpp is None:
-        return
-    require_positive(mpp, "mpp")
-    if image_mpp is None:
-        raise ValueError(
-            f"Tiles of {mpp} microns per pixel were asked for, but the resolution of image {image_key!r} is unknown. "
-            "Give it with `image_mpp=`, or once with `rg.pp.set_image_mpp(sdata, image_key=..., mpp=...)` "
-            "(or `rg.pp.set_image_mpp(..., shapes_key=...)`, to derive it from the spot pitch); `mpp=None` takes the "
-            "image's own pixels. See `Resolution of an image` in the documentation."
-        )
-
-
 def tissue_fraction(pyramid: Pyramid, centers: np.ndarray, edge: float, image_key: str) -> np.ndarray:
     """Share of tissue in squares of `edge` level-0 pixels around centres."""
-    mask, is_all = tissue_mask(pyramid.overview(_OVERVIEW_PX))
-    if is_all:
+    mask, no_glass = tissue_mask(pyramid.overview(_OVERVIEW_PX))
+    if no_glass:
         logger.info("Image %r shows no glass: all of it that has colour is taken for tissue.", image_key)
     # Rows and columns of the overview, of which the last is a part of the square.
     size, middle = np.array(mask.shape), centers[:, ::-1]

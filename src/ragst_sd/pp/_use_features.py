@@ -14,11 +14,11 @@ from spatialdata import SpatialData
 from ragst_sd._elements import require_sdata
 from ragst_sd._several import over_sections
 from ragst_sd._validate import listing, require_known, require_some
-from ragst_sd.pp._taken_features import take_features
+from ragst_sd.pp._assign_features import assign_features
 from ragst_sd.pp._tile_features import find_features
 
 
-def _of_each(features: Any, sections: list[str]) -> dict[str, Any]:
+def _features_by_section(features: Any, sections: list[str]) -> dict[str, Any]:
     """The features of each section: from a mapping, from a folder of files named by them, else the same name in all.
 
     Raises
@@ -42,7 +42,7 @@ def _of_each(features: Any, sections: list[str]) -> dict[str, Any]:
     return files
 
 
-@over_sections(each={"features": _of_each})
+@over_sections(each={"features": _features_by_section})
 def use_features(
     sdata: SpatialData | Sequence[SpatialData] | Mapping[str, SpatialData],
     *,
@@ -147,7 +147,7 @@ def use_features(
     sdata = require_sdata(sdata)
     fields = [float(field) for field in np.atleast_1d(context)]
     require_some(fields, "context", "Give at least one field of view, for instance `(1,)`.")
-    stated = {"model": model, "tile_px": tile_px, "mpp": mpp}
+    given = {"model": model, "tile_px": tile_px, "mpp": mpp}
     where: dict[str, Any] = {"image_key": image_key, "table_key": table_key, "coordinate_system": coordinate_system}
     of_tiles = find_features(sdata, features, table_key=table_key)
-    take_features(sdata, of_tiles, stated, shapes_key=shapes_key, context=fields, key_added=key_added, **where)
+    assign_features(sdata, of_tiles, given, shapes_key=shapes_key, context=fields, key_added=key_added, **where)

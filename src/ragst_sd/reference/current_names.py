@@ -28,7 +28,7 @@ class Current(NamedTuple):
     """Genes of a table by their current symbols."""
 
     names: list[str]
-    """Empty for genes without a one-to-one orthologue."""
+    """Current symbol of each gene, empty without a one-to-one orthologue."""
     species: str
     """Species of the table itself."""
     how: dict[str, int]
@@ -115,4 +115,5 @@ def names_in(naming: str, offered: Mapping[str, Sequence[str]], owner: str, wher
 
 
 def _leading(offered: Mapping[str, Sequence[str]]) -> Sequence[str]:
+    """The symbols, or the Ensembl ids of a table without symbols."""
     return offered[SYMBOL] if SYMBOL in offered else offered[ENSEMBL]

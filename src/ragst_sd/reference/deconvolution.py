@@ -21,7 +21,7 @@ _BLOCK_ROWS = 4096
 
 
 class Deconvolved(NamedTuple):
-    """What :func:`deconvolve` gives back."""
+    """Cell-type fractions of rows, how well they fit, and the platform effects they were found with."""
 
     fractions: np.ndarray
     """float64 (n, types), rows add up to one; NaN for rows without any expression in the genes."""
@@ -126,6 +126,7 @@ def _solve(linear: sp.csr_matrix, profiles: np.ndarray, weights: np.ndarray) -> 
 
 
 def _ratio(linear: sp.csr_matrix, amounts: np.ndarray, profiles: np.ndarray) -> np.ndarray:
+    """(genes,) what all rows show of a gene over what the amounts of the types make of it; 1 where either is none."""
     shown, made = np.asarray(linear.sum(axis=0)).ravel(), amounts.sum(axis=0) @ profiles
     return np.divide(shown, made, out=np.ones(len(made)), where=(made > 0) & (shown > 0))
 
@@ -138,6 +139,7 @@ def _bounded(effects: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _agreement(values: sp.csr_matrix, amounts: np.ndarray, profiles: np.ndarray) -> np.ndarray:
+    """(n,) Pearson correlation over genes of measured and fitted values, as log1p; NaN where one does not vary."""
     out = np.full(len(amounts), np.nan)
     for start in range(0, len(amounts), _BLOCK_ROWS):
         part = slice(start, start + _BLOCK_ROWS)

@@ -17,17 +17,17 @@ _COMPONENTS = 64
 _PROBES = 100
 _FEWEST = 10
 _FEWEST_GENES = 50
-# A spot and its copy are nearer than `ratio` times the spot and its nearest neighbour in its own section, for at least
-# `share` of the spots. Serial sections of one animal give ratios of 0.8 and more for expression; spots of a copy that
+# A spot and its copy are nearer than RATIO times the spot and its nearest neighbour in its own section, for at least
+# SHARE of the spots. Serial sections of one animal give ratios of 0.8 and more for expression; spots of a copy that
 # lost 5 % of its counts give 0.2 and less.
-_EXPRESSION = (0.5, 0.2)
+_EXPRESSION_RATIO, _EXPRESSION_SHARE = 0.5, 0.2
 # A picture in another size and compression gives ratios around 0.75, serial sections around 1. The fewer features, the
 # more often chance gives as small ones, so the matched spots must also lie in the same pattern.
-_PICTURE = (0.8, 0.3)
+_PICTURE_RATIO, _PICTURE_SHARE = 0.8, 0.3
 _SAME_PATTERN = 0.98
 # Several donors lie on one slide, and share its picture: their spots do not. On one picture, the spots of a section and
 # of a copy are nearer than half a pitch.
-_ON_ONE_PICTURE = (0.5, 0.2)
+_PLACE_RATIO, _PLACE_SHARE = 0.5, 0.2
 
 
 @dataclass(frozen=True)
@@ -104,17 +104,18 @@ def find_duplicates(prints: Sequence[Fingerprint]) -> Iterator[Duplicate]:
         small, large = sorted((first, second), key=lambda section: len(section.picture))
         share = 0.0
         if small.expression is not None and large.expression is not None:
-            share = float(_matches(small.expression, large.expression, _EXPRESSION[0])[2].mean())
-        if share >= _EXPRESSION[1]:
+            share = float(_matches(small.expression, large.expression, _EXPRESSION_RATIO)[2].mean())
+        if share >= _EXPRESSION_SHARE:
             yield Duplicate(first, second, "expression", share)
             continue
-        probes, nearest, matched = _matches(small.picture, large.picture, _PICTURE[0])
+        probes, nearest, matched = _matches(small.picture, large.picture, _PICTURE_RATIO)
         share = float(matched.mean())
-        if share >= _PICTURE[1] and _same_pattern(small.xy[probes[matched]], large.xy[nearest[matched]]):
+        if share >= _PICTURE_SHARE and _same_pattern(small.xy[probes[matched]], large.xy[nearest[matched]]):
             yield Duplicate(first, second, "pictures", share)
 
 
 def _directions(n: int) -> np.ndarray:
+    """(n, 64) random projection, the same in every call."""
     return np.random.default_rng(0).normal(size=(n, _COMPONENTS)).astype(np.float32)
 
 
@@ -122,8 +123,8 @@ def _matches(small: np.ndarray, large: np.ndarray, ratio: float) -> tuple[np.nda
     """Rows of `small` that were tried, the row of `large` nearest to each, and whether that is a copy of it."""
     if len(small) < _FEWEST:
         nothing = np.zeros(0, dtype=np.int64)
+        # One row without a match, of which the share of matches is 0 and not NaN.
         return nothing, nothing, np.zeros(1, dtype=bool)
-
     probes = np.sort(np.random.default_rng(0).permutation(len(small))[:_PROBES])
     across, within = (cdist(small[probes], rows, "sqeuclidean") for rows in (large, small))
     within[np.arange(len(probes)), probes] = np.inf
@@ -133,15 +134,12 @@ def _matches(small: np.ndarray, large: np.ndarray, ratio: float) -> tuple[np.nda
 
 
 def _same_place(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether spots on one picture lie where those of the other section lie.
-
-    So they are taken to, if either is not known.
-    """
+    """Whether spots of two sections on one picture lie at the same places; `True` if these are not known."""
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         return True
     small, large = sorted((first, second), key=len)
-    _, _, matched = _matches(small, large, _ON_ONE_PICTURE[0])
-    return len(small) < _FEWEST or bool(matched.mean() >= _ON_ONE_PICTURE[1])
+    _, _, matched = _matches(small, large, _PLACE_RATIO)
+    return len(small) < _FEWEST or bool(matched.mean() >= _PLACE_SHARE)
 
 
 def _same_pattern(first: np.ndarray, second: np.ndarray) -> bool:

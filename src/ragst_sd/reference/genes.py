@@ -25,7 +25,7 @@ ENSEMBL_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl", "feature_id",
 
 
 def naming(names: Sequence[str]) -> str:
-    """`"symbol"` or `"ensembl"`.
+    """How names are given, `"symbol"` or `"ensembl"`.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def filled_names(names: Sequence[str], column: Sequence[str]) -> list[str]:
 
 
 def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Gene names of a section by naming: those of `var_names`, and those of a known column of `var`."""
+    """Gene names of a section by naming (`symbol`, `ensembl`): from `var_names`, or a column of `var` that is known."""
     by_naming: dict[str, list[str]] = {}
     names = [str(name) for name in names]
     candidates = [*SYMBOL_COLUMNS, *ENSEMBL_COLUMNS]
@@ -71,6 +71,7 @@ def available_names(names: Sequence[str], columns: Mapping[str, Sequence[str]]) 
             continue
         by_naming.setdefault(kind, strip_version(values) if kind == ENSEMBL else values)
     if not by_naming:
+        # No list is of one kind: this raises the error that says so.
         naming(names)
     return by_naming
 

@@ -50,7 +50,11 @@ def noise_ceiling(
     generator = np.random.default_rng(rng)
     basis = np.zeros(counts.shape[1])
     basis[factor_columns] = 1.0
-    counts = counts[np.asarray(counts @ basis).ravel() > 0]
+
+    def factors(some: sp.csr_matrix) -> np.ndarray:
+        return np.asarray(some @ basis).ravel() / TARGET_SUM
+
+    counts = counts[factors(counts) > 0]
     n_genes = counts.shape[1]
     if counts.shape[0] < 2:
         return np.full(n_genes, np.nan)
@@ -60,13 +64,12 @@ def noise_ceiling(
         first, second = counts.astype(np.float64), counts.astype(np.float64)
         first.data = generator.binomial(whole, 0.5).astype(np.float64)
         second.data = whole - first.data
-        factors = [np.asarray(half @ basis).ravel() / TARGET_SUM for half in (first, second)]
         # A shallow spot may have all of its counts in one half.
-        both = (factors[0] > 0) & (factors[1] > 0)
-        halves = [log_normalize(half[both], f[both]) for half, f in zip((first, second), factors, strict=True)]
-        total += _correlation(*halves)
+        both = (factors(first) > 0) & (factors(second) > 0)
+        first, second = (log_normalize(half[both], factors(half[both])) for half in (first, second))
+        total += _correlation(first, second)
     r = total / n_splits
-    values = log_normalize(counts, np.asarray(counts @ basis).ravel() / TARGET_SUM)
+    values = log_normalize(counts, factors(counts))
     ceiling = np.sqrt(np.where(r > 0, 2 * r / (1 + np.maximum(r, 0)), 0.0))
     return np.where(_moments(values)[1] > 0, ceiling, np.nan)
 

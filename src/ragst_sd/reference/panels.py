@@ -169,11 +169,11 @@ def plan_merge(parts: Mapping[str, Part]) -> Plan:
         If the panels share too few genes, or parts hold selections of genes that differ.
     """
     if any(part.is_selection for part in parts.values()):
-        return _of_selections(parts)
+        return _plan_of_selections(parts)
     totals: dict[tuple[str, int], dict[str, float]] = {}
     named: dict[tuple[str, int], str | None] = {}
     for name, part in parts.items():
-        for p in _used(part):
+        for p in _with_rows(part):
             listed = np.flatnonzero(part.measured[:, p])
             totals[name, p] = {part.genes[g]: float(part.totals[p, g]) for g in listed}
             named[name, p] = None if _AUTOMATIC.match(part.panels[p]) else part.panels[p]
@@ -188,18 +188,20 @@ def plan_merge(parts: Mapping[str, Part]) -> Plan:
     )
 
 
-def _used(part: Part) -> list[int]:
+def _with_rows(part: Part) -> list[int]:
+    """Positions of the panels that have rows."""
     return [p for p in range(len(part.panels)) if part.n_rows[p]]
 
 
 def _by_part(parts: Mapping[str, Part], panel_of: Mapping[tuple[str, int], str]) -> list[dict[str, str]]:
+    """For each part, the merged name of each of its panels, from merged names by part and position."""
     return [
         {parts[name].panels[p]: merged for (owner, p), merged in panel_of.items() if owner == name} for name in parts
     ]
 
 
-def _of_selections(parts: Mapping[str, Part]) -> Plan:
-    """Parts that hold a selection of genes fit together only if they are alike in all that the selection hides."""
+def _plan_of_selections(parts: Mapping[str, Part]) -> Plan:
+    """The plan of parts that hold selections of genes, which have to be alike in all that the selection hides."""
     first_name, first = next(iter(parts.items()))
     for name, part in parts.items():
         different = []
@@ -219,7 +221,7 @@ def _of_selections(parts: Mapping[str, Part]) -> Plan:
     for name, part in parts.items():
         place = {gene: i for i, gene in enumerate(part.genes)}
         order = [place[gene] for gene in first.genes]
-        for p in _used(part):
+        for p in _with_rows(part):
             panel, mask = part.panels[p], part.measured[order, p]
             if not np.array_equal(columns.setdefault(panel, mask), mask):
                 raise ValueError(

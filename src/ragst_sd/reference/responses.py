@@ -11,10 +11,19 @@ from scipy.spatial import cKDTree
 
 CONTROL = -1
 """Code of control cells where others have the code of their row."""
+SEPARATOR = "+"
+"""Between the genes of a combination."""
+
+# Cells are recognised by the genes with the highest mean: these are enough to tell them apart, as their noise differs.
+_N_GENES = 32
+# Fewer values than this may agree by chance.
+_FEWEST = 8
+# Between counts of unit length: rounding leaves 1e-6, and the noise of two cells of ten million counts 1e-3.
+_SAME = 1e-4
 
 
 class Responses(NamedTuple):
-    """What the cells of each row say."""
+    """Responses of the rows, each from its cells."""
 
     mean: np.ndarray
     """(rows, g) mean response."""
@@ -125,9 +134,6 @@ def _indicator(codes: np.ndarray, n: int) -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(len(codes)), (codes, cells)), shape=(n, len(codes)))
 
 
-SEPARATOR = "+"
-
-
 def components(name: str, control: str | Collection[str]) -> tuple[str, ...]:
     """The genes of a perturbation, sorted; none for the control, or one of several. `A+control` is `A`."""
     controls = {control} if isinstance(control, str) else set(control)
@@ -161,38 +167,30 @@ def embed_perturbation(genes: tuple[str, ...], table: Mapping[str, np.ndarray]) 
     return np.asarray(np.sum([table[gene] for gene in genes], axis=0, dtype=np.float64))
 
 
-# Values of the genes with the highest mean are enough to tell cells apart, whose noise differs.
-_N_GENES = 32
-# Fewer values than this may agree by chance.
-_FEWEST = 8
-# Between counts of unit length: rounding leaves 1e-6, and the noise of two cells of ten million counts 1e-3.
-_SAME = 1e-4
-
-
 def cell_prints(values: sp.csr_matrix, genes: Sequence[str]) -> dict[str, np.ndarray]:
-    """What cells of a log scale are recognised by: some `genes`, and their `values`, one row per cell."""
+    """What cells are recognised by: `values` (cells, genes) on a log scale of the `genes` with the highest mean."""
     mean = np.asarray(values.mean(axis=0)).ravel()
     top = np.sort(np.argsort(-mean, kind="stable")[:_N_GENES])
     return {"genes": np.asarray(genes, dtype=str)[top], "values": values[:, top].toarray().astype(np.float32)}
 
 
 def recognised(values: sp.csr_matrix, genes: Sequence[str], known: Mapping[str, Any]) -> np.ndarray:
-    """(cells,) which cells are among the known ones: the same counts, up to one factor, in all genes that both have."""
+    """(cells,) mask of the cells that are among the known ones: equal counts, up to a factor, in all genes of both."""
     place = {str(gene): i for i, gene in enumerate(genes)}
     shared = [(i, place[str(gene)]) for i, gene in enumerate(known["genes"]) if str(gene) in place]
     if len(shared) < _FEWEST:
         return np.zeros(values.shape[0], dtype=bool)
     theirs, ours = np.array(shared).T
-    bank, _ = _unit(np.asarray(known["values"])[:, theirs])
-    asked, rows = _unit(values[:, ours].toarray())
+    bank, _ = _unit_length(np.asarray(known["values"])[:, theirs])
+    asked, rows = _unit_length(values[:, ours].toarray())
     known_cells = np.zeros(values.shape[0], dtype=bool)
     if len(bank):
         known_cells[rows] = np.isfinite(cKDTree(bank).query(asked, distance_upper_bound=_SAME)[0])
     return known_cells
 
 
-def _unit(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of unit length from their logarithms, of the rows that have enough of them, and these rows."""
+def _unit_length(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of unit length, from logarithms, and the rows that they are of: those with enough counts."""
     counts = np.expm1(values.astype(np.float64))
     # A difference of two float32 numbers is not exactly zero where it should be.
     rows = np.flatnonzero((counts > _SAME).sum(axis=1) >= _FEWEST)

@@ -135,7 +135,7 @@ def guess_species(names: Sequence[str]) -> tuple[str, float]:
 
 
 def check_one_species(names: Sequence[str], species: str) -> float:
-    """Share of the names that only the other species has; a `ValueError` if it shows that species are mixed."""
+    """Share of names that only the other species has; a `ValueError` if species are mixed, or `species` is mistaken."""
     plain, known = _known(names)
     (other,) = set(SPECIES) - {species}
     expected_names = set(known[species])

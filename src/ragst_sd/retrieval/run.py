@@ -160,7 +160,20 @@ def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) ->
     of_genes = ("reference_mean", "section_shifts", *method.per_gene)
     parameters |= {name: np.asarray(parameters[name])[..., genes] for name in of_genes if name in parameters}
     lean: dict[str, Any] = dict.fromkeys(
-        ("embedding", "regression_key", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests")
+        (
+            "embedding",
+            "raw",
+            "regression_key",
+            "donors",
+            "types",
+            "ids",
+            "obs",
+            "var",
+            "genes",
+            "header",
+            "fit",
+            "digests",
+        )
     )
     part = replace(bank.at_genes(genes), **lean)
     if REGRESSION in parameters:

@@ -1,4 +1,4 @@
-"""Where a model runs and in which precision."""
+"""The device on which a model runs, and in which precision."""
 
 from __future__ import annotations
 

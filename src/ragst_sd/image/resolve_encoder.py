@@ -1,4 +1,4 @@
-"""Encoders by name or from objects: one function that makes them all."""
+"""From what `model=` takes, a name, a file or an object, to a ready encoder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 
-from ragst_sd.image.amp import Device, resolve_amp, resolve_device
-from ragst_sd.image.encoder import Channels, Encoder, hash_weights
+from ragst_sd.image.device import Device, resolve_amp, resolve_device
+from ragst_sd.image.encoder import Encoder, Triple, hash_weights
 from ragst_sd.image.loaders import import_timm, load_foundation_model, load_timm
 from ragst_sd.image.onnx_file import is_onnx_file, load_onnx_file
 from ragst_sd.image.registry import FOUNDATION_MODELS, find_foundation_model
-
-__all__ = ["DEFAULT_CONTEXT", "TEXTURE", "Encoder", "resolve_encoder"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +84,7 @@ def resolve_encoder(
     """
     if isinstance(model, Encoder):
         return model
-    mean, std = _triple(mean, "mean"), _triple(std, "std")
+    mean, std = _rgb_triple(mean, "mean"), _rgb_triple(std, "std")
     if (mean is None) != (std is None) and (is_onnx_file(model) or not isinstance(model, str)):
         raise ValueError(
             f"`mean` and `std` of a model object or an ONNX file go together; found mean={mean!r}, std={std!r}."
@@ -105,20 +103,21 @@ def resolve_encoder(
             raise ValueError("'texture' has no parameters: leave out `model_kwargs`, `mean` and `std`.")
         from ragst_sd.image.texture import TEXTURE_VERSION, texture_features
 
-        where = resolve_device(device)
-        return Encoder(TEXTURE, TEXTURE_VERSION, where, texture_features, context=DEFAULT_CONTEXT, raw=True)
+        device = resolve_device(device)
+        return Encoder(TEXTURE, TEXTURE_VERSION, device, texture_features, context=DEFAULT_CONTEXT, raw=True)
     loaded = _load_by_name(model, model_kwargs or {})
-    where = resolve_device(device)
-    module: Any = loaded.module.to(where)  # type: ignore[union-attr]
+    device = resolve_device(device)
+    module: Any = loaded.module.to(device)  # type: ignore[union-attr]
     # Channels last are faster for convolutions; transformers have one or a few at most.
     channels_last = sum(isinstance(part, torch.nn.Conv2d) for part in module.modules()) > _FEW_CONVOLUTIONS
     if channels_last:
         module.to(memory_format=torch.channels_last)
     loaded = replace(loaded, mean=mean or loaded.mean, std=std or loaded.std, context=DEFAULT_CONTEXT)
-    return replace(loaded, device=where, amp=resolve_amp(where, amp=amp), channels_last=channels_last)
+    return replace(loaded, device=device, amp=resolve_amp(device, amp=amp), channels_last=channels_last)
 
 
 def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
+    """A foundation model of the registry, else a model of timm."""
     row = find_foundation_model(model)
     if row is not None:
         return load_foundation_model(row, model_kwargs)
@@ -129,6 +128,7 @@ def _load_by_name(model: str, model_kwargs: Mapping[str, Any]) -> Encoder:
 
 
 def _unknown_name(model: str, timm: Any) -> str:
+    """The message for a name that nobody knows, with names that are spelled alike."""
     short = [TEXTURE, *FOUNDATION_MODELS]
     names = [*short, *timm.list_models()]
     close = list(dict.fromkeys(difflib.get_close_matches(model.lower(), names, n=5, cutoff=0.6)))
@@ -140,7 +140,7 @@ def _unknown_name(model: str, timm: Any) -> str:
     )
 
 
-def _triple(values: Sequence[float] | None, name: str) -> Channels:
+def _rgb_triple(values: Sequence[float] | None, name: str) -> Triple:
     if values is None:
         return None
     numbers = tuple(map(float, values))
@@ -152,7 +152,7 @@ def _triple(values: Sequence[float] | None, name: str) -> Channels:
     return numbers
 
 
-def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, amp: bool | None) -> Encoder:
+def wrap_object(model: Any, *, mean: Triple, std: Triple, device: Device, amp: bool | None) -> Encoder:
     """Make an encoder of a module, a callable, or an object with `encode_image`.
 
     Parameters
@@ -164,7 +164,7 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
     device
         Where to run; `None` is the device the object's weights are on.
     amp
-        bfloat16 autocast, as in `ragst_sd.image.amp.resolve_amp`.
+        bfloat16 autocast, as in `ragst_sd.image.device.resolve_amp`.
 
     Returns
     -------
@@ -180,19 +180,19 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
     module = held if isinstance(held, torch.nn.Module) else None
     if device is None and module is not None:
         device = next((weights.device for weights in module.parameters()), None)
-    where = resolve_device(device)
+    device = resolve_device(device)
     movable = model if callable(getattr(model, "to", None)) else module
     if movable is not None:
-        movable.to(where)
+        movable.to(device)
     name = getattr(model, "name", None)
     name = name if isinstance(name, str) and name else None
-    digest, amp = "" if module is None else hash_weights(module), resolve_amp(where, amp=amp)
+    digest, amp = "" if module is None else hash_weights(module), resolve_amp(device, amp=amp)
     forward = encode if callable(encode) else model
-    encoder = Encoder(name, digest, where, forward, mean=mean, std=std, amp=amp, module=module)
+    encoder = Encoder(name, digest, device, forward, mean=mean, std=std, amp=amp, module=module)
     if mean is not None:
         return encoder
     if callable(encode) and callable(getattr(model, "get_transform", None)):
-        return replace(encoder, forward=_with_transform(encode, model.get_transform(), where, encoder.dtype), raw=True)
+        return replace(encoder, forward=_with_transform(encode, model.get_transform(), device, encoder.dtype), raw=True)
     known = getattr(module, "pretrained_cfg", None)
     if known:
         logger.warning(
@@ -205,6 +205,7 @@ def wrap_object(model: Any, *, mean: Channels, std: Channels, device: Device, am
 
 
 def _with_transform(encode: Callable, transform: Callable | None, device: torch.device, dtype: torch.dtype) -> Callable:
+    """`encode`, for uint8 tiles that go through the model's own transform, one by one."""
     if transform is None:
         return encode
 

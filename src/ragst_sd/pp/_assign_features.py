@@ -1,4 +1,4 @@
-"""The run behind `rg.pp.use_features` and `rg.io.read_embeddings`: features of tiles become an embedding of spots."""
+"""The steps of `rg.pp.use_features` and `rg.io.read_embeddings`: features of tiles are assigned to spots."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _TILES, _TILES_TABLE = "tiles", "tiles_table"
 _WIDTH_TOLERANCE = 0.1
 
 
-def take_features(
+def assign_features(
     sdata: SpatialData,
     features: TileFeatures,
     given: Mapping[str, Any],
@@ -58,7 +58,7 @@ def take_features(
     weights_hash: str = _keys.UNKNOWN,
     context: Sequence[float] = (1.0,),
 ) -> None:
-    """Write features of tiles as an embedding of spots; `given` holds `model`, `tile_px` and `mpp`.
+    """Assign features of tiles to spots, and write them as an embedding; `given` holds `model`, `tile_px` and `mpp`.
 
     An image is needed for tiles that are known by their corners in its pixels, and else used where there is one.
     """
@@ -68,22 +68,23 @@ def take_features(
     if image_key is not None or features.corners is not None or len(sdata.images):
         image_key = resolve_image(sdata, image_key)
         image_mpp = image_mpp_of(sdata, image_key, image_mpp)
-    target = _target(sdata, features, table_key, shapes_key)
+    target = _target_keys(sdata, features, table_key, shapes_key)
     spots = None if target is None else Spots.on_image(sdata, *target, image_key or target[1], coordinate_system)
     tiles, edge = None, features.edge_px
     if spots is not None and features.table is not None:
         tiles, edge = _tiles_of_table(sdata, features, image_key or spots.shapes_key, spots.frame)
-    features = _stated(features, edge, image_mpp, given)
-    edge = _edge(features, edge, image_mpp)
+    features = _completed(features, edge, image_mpp, given)
+    edge = _edge_px(features, edge, image_mpp)
     if features.corners is not None and edge is not None:
         tiles = features.corners + edge / 2
     if spots is None:
         spots = _new_spots(sdata, features, tiles, edge, str(image_key), coordinate_system)
 
-    rows = _rows_of(features, spots)
+    # Features are known by the row of their spot, or else by the place of their tile.
+    rows = _feature_rows(features, spots)
     known = np.isfinite(features.vectors).all(axis=1)
     if rows is None:
-        vectors, tiles = features.vectors[known], _needed(tiles, features)[known]
+        vectors, tiles = features.vectors[known], _require_known(tiles, features)[known]
     else:
         matched = np.flatnonzero((rows >= 0) & known[rows])
         vectors, tiles = features.vectors[rows[matched]], spots.xy[matched]
@@ -91,7 +92,7 @@ def take_features(
         embedding = np.full((len(rows), vectors.shape[1]), np.nan, np.float32)
         embedding[matched] = vectors
     else:
-        embedding = pool_tiles(vectors, tiles, spots.xy, edge=float(_needed(edge, features)), context=context)
+        embedding = pool_tiles(vectors, tiles, spots.xy, edge=float(_require_known(edge, features)), context=context)
     require_covered(embedding, tiles, spots.xy, features.what)
     key_added = default_key(features.model, None) if key_added is None else key_added
     write_features(
@@ -112,7 +113,7 @@ def take_features(
     spots.add_to(sdata, key_added)
 
 
-def _target(
+def _target_keys(
     sdata: SpatialData, features: TileFeatures, table_key: str | None, shapes_key: str | None
 ) -> tuple[str, str] | None:
     """Names of table and shapes that take the features; `None` for a slide without a table, whose tiles do."""
@@ -151,7 +152,7 @@ def _new_spots(
     frame = frames[0] if coordinate_system is None and len(frames) == 1 else coordinate_system
     if frame not in frames:
         raise ValueError(f"Say with `coordinate_system=` which frame of {image_key!r} is meant: {listing(frames)}.")
-    xy, width = _needed(tiles, features), float(_needed(edge, features))
+    xy, width = _require_known(tiles, features), float(_require_known(edge, features))
     shapes = squares_on_image(sdata, image_key, xy - width / 2, width)
     table = empty_table(shapes.index, _TILES)
     return Spots(_TILES_TABLE, table, _TILES, xy, np.eye(3), str(frame), shapes)
@@ -174,7 +175,7 @@ def _tiles_of_table(
     return centers.xy[rows], edge * similarity_scale(centers.affine)
 
 
-def _rows_of(features: TileFeatures, spots: Spots) -> np.ndarray | None:
+def _feature_rows(features: TileFeatures, spots: Spots) -> np.ndarray | None:
     """Row of the features for each spot, -1 where there is none; `None` where tiles are found by place."""
     if spots.shapes is not None or features.rows_of == spots.table_key:
         return np.arange(len(spots.xy))
@@ -188,10 +189,10 @@ def _rows_of(features: TileFeatures, spots: Spots) -> np.ndarray | None:
     return places_among(spots.table.obs_names.astype(str), features.names, "the table", features.what)
 
 
-def _stated(
+def _completed(
     features: TileFeatures, edge: float | None, image_mpp: float | None, given: Mapping[str, Any]
 ) -> TileFeatures:
-    """The features with encoder, tile size and resolution: given, else as they say."""
+    """The features with encoder, tile size and resolution, as given, else as they say; a `ValueError` if unknown."""
     stated = {what: getattr(features, what) if value is None else value for what, value in given.items()}
     missing = [f"`{what}=`" for what, value in stated.items() if value is None]
     if missing:
@@ -212,7 +213,7 @@ def _stated(
     return replace(features, model=stated["model"], tile_px=int(stated["tile_px"]), mpp=float(stated["mpp"]))
 
 
-def _edge(features: TileFeatures, edge: float | None, image_mpp: float | None) -> float | None:
+def _edge_px(features: TileFeatures, edge: float | None, image_mpp: float | None) -> float | None:
     """Edge of a tile in pixels of the image: as it lies there, else by the resolution of the image."""
     derived = None if image_mpp is None else features.tile_px * features.mpp / image_mpp  # type: ignore[operator]
     if edge is None or derived is None:
@@ -226,8 +227,8 @@ def _edge(features: TileFeatures, edge: float | None, image_mpp: float | None) -
     return edge
 
 
-def _needed(geometry: Any, features: TileFeatures) -> Any:
-    """Places or edge of the tiles, if they are known."""
+def _require_known(geometry: Any, features: TileFeatures) -> Any:
+    """Centres or edge of the tiles; a `ValueError` if they are not known."""
     if geometry is None:
         raise ValueError(
             f"{features.what} does not say how wide its tiles are on the slide. Give the resolution of the image with "

@@ -17,7 +17,7 @@ import pytest
 import scipy.sparse as sp
 import zarr
 
-from ragst_sd.io._gate import check_downloaded
+from ragst_sd.io._check_downloaded import check_downloaded
 
 SECRET = b"the neighbour's secret"
 N, G = 40, 12

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from ragst_sd.image.encoder import hash_weights  # noqa: E402
-from ragst_sd.image.encoders import resolve_encoder  # noqa: E402
+from ragst_sd.image.resolve_encoder import resolve_encoder  # noqa: E402
 
 
 def make_tiles(n: int = 5, edge: int = 16):

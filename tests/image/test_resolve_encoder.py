@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 timm = pytest.importorskip("timm")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from ragst_sd.image.encoders import Encoder, resolve_encoder  # noqa: E402
+from ragst_sd.image.encoder import Encoder  # noqa: E402
+from ragst_sd.image.resolve_encoder import resolve_encoder  # noqa: E402
 
 TINY = "test_resnet"
 TINY_VIT = "test_vit"
