@@ -55,20 +55,20 @@ MUTATIONS = (
     Mutation(
         "rows on disk by their place in the reference",
         "run.py",
-        "np.searchsorted(near, np.maximum(rows, 0))",
+        "np.searchsorted(read, np.maximum(rows, 0))",
         "np.maximum(rows, 0)",
         f"{COMMON} -k on_disk",
     ),
     Mutation(
         "a bound that rounding may cross",
-        "exact.py",
+        "shortlist.py",
         "last + query_norm - error",
         "last + query_norm + error",
         "search search_properties",
     ),
     Mutation(
         "rows that are near enough left out",
-        "exact.py",
+        "shortlist.py",
         "torch.nonzero(scores < self.worst()",
         "torch.nonzero(scores > self.worst()",
         "search search_properties",
@@ -167,7 +167,7 @@ MUTATIONS = (
     ),
     Mutation(
         "level of all rows",
-        "bank.py",
+        "eligibility.py",
         "np.bincount(codes[mask],",
         "np.bincount(codes,",
         f"{COMMON} -k is_evidence",
@@ -223,8 +223,8 @@ MUTATIONS = (
     Mutation(
         "narrower where tissue looks unlike",
         "conformal.py",
-        "np.maximum(1.0, np.nan_to_num(unlike",
-        "np.minimum(1.0, np.nan_to_num(unlike",
+        "np.maximum(1.0, np.nan_to_num(appearance_distance",
+        "np.minimum(1.0, np.nan_to_num(appearance_distance",
         "conformal",
     ),
     Mutation(

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.eligibility import Eligibility
-
 
 @dataclass(frozen=True)
 class Run:
@@ -287,12 +285,12 @@ class Selection:
     nearest: Any = None
     """(n, k) nearest rows, cited or not."""
     level: Any = None
-    """(n,) queries with the same code may use the same rows."""
+    """(n,) pattern of the rows that each query may use: of two queries with one code these are the same."""
     features: Any = None
     """(n, q) features of the queries in the regression of a stack."""
     distance: Any = None
     """(n,) mean distance to the nearest rows in phi-space."""
-    unlike: Any = None
+    appearance_distance: Any = None
     """(n,) distance in appearance over its threshold."""
     query: Any = None
     """Of perturbations: what was asked for."""
@@ -321,11 +319,3 @@ class Answer(NamedTuple):
     """Weighted average of the shifts of their sections, which is taken off it."""
     explained: np.ndarray | None = None
     """(n,) share of a perturbation's embedding that the usable rows span, by which all beside the mean is scaled."""
-
-
-def eligible_counts(eligibility: Eligibility, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(patterns, groups) eligible rows of each group, for queries with the same ones, and the pattern of each query."""
-    first, pattern = eligibility.patterns()
-    masks = eligibility.of_groups().mask(first, slice(None))
-    counts = [np.bincount(codes[mask], minlength=codes.max() + 1) for mask in masks]
-    return np.stack(counts), pattern

@@ -18,8 +18,8 @@ import torch
 
 from ragst_sd.retrieval.bank import Answer, Selection
 from ragst_sd.retrieval.blocks import known_sum, product_in_blocks
+from ragst_sd.retrieval.cited_sums import cited_sums
 from ragst_sd.retrieval.gate import normalised
-from ragst_sd.retrieval.sparse_product import cited_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

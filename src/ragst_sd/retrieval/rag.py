@@ -23,7 +23,7 @@ from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negativ
 from ragst_sd.retrieval.regression import fit_regression, regression_features
 from ragst_sd.retrieval.stack import nothing_cited, stacked
 from ragst_sd.retrieval.training import held_out_splits, section_shifts
-from ragst_sd.retrieval.type_filter import fit_types, typed_queries
+from ragst_sd.retrieval.type_inputs import fit_types, typed_queries
 
 logger = logging.getLogger(__name__)
 
