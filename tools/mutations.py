@@ -196,8 +196,8 @@ MUTATIONS = (
     Mutation(
         "taught by the held-out rows",
         "regression.py",
-        "smooth = [next(_held_out(z, targets, inner, held, [alpha]))",
-        "smooth = [next(_held_out(z, targets, held, held, [alpha]))",
+        "regressed = [next(_held_out(z, targets, inner, held, [alpha]))",
+        "regressed = [next(_held_out(z, targets, held, held, [alpha]))",
         "regression",
     ),
     Mutation("penalty per row", "ridge.py", "alpha * len(rows)", "alpha", "methods"),
