@@ -104,8 +104,8 @@ MUTATIONS = (
     Mutation(
         "correlation across sections",
         "loop.py",
-        "b = target - member @ (member.T @ target / count)",
-        "b = target - target.mean(dim=0)",
+        "centred = target - member @ (member.T @ target / count)",
+        "centred = target - target.mean(dim=0)",
         "section_correlation",
     ),
     Mutation(
