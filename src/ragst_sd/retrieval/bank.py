@@ -147,7 +147,10 @@ class Bank:
 
     @property
     def groups(self) -> np.ndarray:
-        """(m, e) codes of the groups whose rows are not neighbours of each other in training."""
+        """(m, e) codes; in training, rows that share one are not neighbours of each other.
+
+        They are folds and donors. Of a single donor they are folds, or sections if folds are parts of these.
+        """
         if self.donors is not None and self.donors.max(initial=0) > 0:
             return np.stack([self.folds, self.donors], axis=1)
         blocks = self.beside is not None and self.sections.max(initial=0) > 0
@@ -155,12 +158,12 @@ class Bank:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """(m,) rank of each row's id."""
+        """(m,) rank of each row's id, which decides between equal distances."""
         return np.arange(len(self)) if self.ids is None else np.argsort(np.argsort(self.ids, kind="stable"))
 
     @cached_property
     def levels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of one section and panel: the code of each row's group, and (groups, 2) section and panel of each."""
+        """Groups of rows of one section and panel: (m,) code of each row's group, and (groups, 2) its section and panel."""
         n_panels = len(self.measured)
         groups, codes = np.unique(self.sections * n_panels + self.panels, return_inverse=True)
         return codes, np.stack(np.divmod(groups, n_panels), axis=1)
@@ -203,9 +206,9 @@ class Bank:
         )
 
     def level(self, shifts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(patterns, genes) mean shift over the rows that may be used, of those that measured each gene.
+        """(patterns, genes) mean of the rows that may be used and measured each gene, relative to that of the reference.
 
-        Evidence is put back on the mean of these rows. The mean of the whole reference would bring in what must stay
+        It is the mean of the shifts of their sections. Evidence is put back on the mean of these rows. The mean of the whole reference would bring in what must stay
         out: the query's own donor, or rows that `where` rejects.
 
         Parameters
@@ -241,7 +244,7 @@ class Query:
     eligible: Any = None
     """(n, m) rows that each perturbation may use: never the own perturbation in its context."""
     worked: Any = None
-    """What a method has worked out for all of them at once, to be had for `some`."""
+    """What a method has computed once for all queries (`Method.once`), of which `some` takes its part."""
 
     def __len__(self) -> int:
         return len(self.key)

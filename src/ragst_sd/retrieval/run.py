@@ -55,12 +55,13 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """What the values of any query need of a bank, for some genes: all that is sent to another process."""
+    """All that the values of some genes are computed from, for any query: what is sent to another process."""
 
     method: Method
     """The method itself: another process may not know it by name."""
     parameters: dict[str, Any]
     bank: Bank
+    """Limited to the genes, without what values do not need; rows on disk keep all genes until they are read."""
     genes: np.ndarray
     """Positions of the genes in the reference."""
     spread: bool = True
@@ -157,30 +158,31 @@ def _candidates(
 
 
 def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) -> Part:
-    """What the values of the selected queries need, for the genes at these positions; `wanted` as in :class:`Part`."""
+    """The :class:`Part` of the genes at these positions; `wanted` are its fields `spread` and `intervals`.
+
+    The means, and the regression, of the rows that the selected queries may use are computed here.
+    """
     method, parameters = METHODS[bank.fit.method], dict(bank.fit.parameters)
     of_genes = ("reference_mean", "section_shifts", *method.per_gene)
     parameters |= {name: np.asarray(parameters[name])[..., genes] for name in of_genes if name in parameters}
-    lean: dict[str, Any] = dict.fromkeys(
+    not_needed: dict[str, Any] = dict.fromkeys(
         ("embedding", "regression_key", "donors", "types", "ids", "obs", "var", "genes", "header", "fit", "digests")
     )
-    part = replace(bank.at_genes(genes), **lean)
+    lean = replace(bank.at_genes(genes), **not_needed)
     if REGRESSION in parameters:
         # Once, and not again for every block of queries.
         parameters[REGRESSION] = parameters[REGRESSION].astype(np.float64)
     if "section_shifts" in parameters:
-        parameters["level"] = part.level(parameters["section_shifts"], selected.level_rows)
+        parameters["level"] = lean.level(parameters["section_shifts"], selected.level_rows)
     if selected.eligible is not None:
         shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(genes))))
-        solved = [
-            solve_regression(parameters, part, bank.regression_key, shifts, allowed) for allowed in selected.eligible
-        ]
+        solved = [solve_regression(parameters, lean, bank.regression_key, shifts, rows) for rows in selected.eligible]
         parameters[REGRESSION], parameters["regression_intercept"] = map(np.stack, zip(*solved, strict=True))
         if "section_shifts" not in parameters:
             # Of uncentred fits, the mean over the rows that may be used relative to that of the reference.
-            means = [reference_mean(part, np.flatnonzero(rows)) for rows in selected.eligible]
+            means = [reference_mean(lean, np.flatnonzero(rows)) for rows in selected.eligible]
             parameters["level"] = np.stack(means) - parameters["reference_mean"]
-    return Part(method, parameters, part, genes, **wanted)
+    return Part(method, parameters, lean, genes, **wanted)
 
 
 def predict(part: Part, selection: Selection, spread_blocks: SpreadBlocks) -> Values:
