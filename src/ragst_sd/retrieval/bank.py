@@ -291,7 +291,7 @@ class Selection:
     """(n,) pattern of the rows that each query may use: of two queries with one code these are the same."""
     features: Any = None
     """(n, q) features of the queries in the regression of a stack."""
-    distance: Any = None
+    mean_distance: Any = None
     """(n,) mean distance to the nearest rows in phi-space."""
     appearance_distance: Any = None
     """(n,) distance in appearance over its threshold."""

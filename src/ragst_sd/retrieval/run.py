@@ -81,10 +81,12 @@ def select(
     raw: np.ndarray | None = None,
     device: str = "cpu",
 ) -> Selected:
-    """Rows that the method cites, and how well grounded that is.
+    """The rows that the method cites for each query, and how well grounded that is.
 
     Parameters
     ----------
+    bank
+        Of a fitted reference.
     embedding
         (n, d) standardised embeddings of the queries.
     state
@@ -92,18 +94,11 @@ def select(
     raw
         (n, d) embeddings as they were made; with them it is also told whether queries look like any section.
     """
-    fit, method = bank.fit, METHODS[bank.fit.method]
+    fit = bank.fit
     phi = phi_of(fit.method, fit.parameters, embedding)
     nearby, candidates = _candidates(bank, phi, max(n_neighbors, fit.n_candidates), eligibility, backend, device)
     nearest = nearby.rows[:, :n_neighbors]
-    if method.select is None:
-        selection = nothing_cited(Query(phi, n_neighbors=nearest.shape[1]))
-    else:
-        # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
-        read = np.unique(candidates.rows[candidates.rows >= 0])
-        query = Query(phi, candidates._replace(rows=_positions(read, candidates.rows)), state, n_neighbors)
-        selection = method.select(fit.parameters, replace(bank, key=read_rows(bank.key, read)), query)
-        selection = replace(selection, rows=np.where(selection.rows >= 0, read[selection.rows], -1))
+    selection = _cite_candidates(bank, Query(phi, candidates, state, n_neighbors))
     features = features_of(fit.method, fit.parameters, embedding)
     # Queries differ in the rows that they may use only where the means or the regression of these rows count.
     pattern, level_rows, eligible = np.zeros(len(phi), dtype=np.int64), np.zeros((0, 0), dtype=np.int64), None
@@ -132,7 +127,7 @@ def select(
         nearest=nearest,
         level=pattern,
         features=features,
-        distance=grounding.distance,
+        mean_distance=grounding.distance,
         appearance_distance=grounding.appearance_distance,
     )
     return Selected(selection, grounding, level_rows, min(nearby.recall, candidates.recall), eligible)
@@ -155,6 +150,18 @@ def _candidates(
         )
     nearby = search_in_blocks(phi, bank.key, n_candidates, **options)
     return nearby, nearby
+
+
+def _cite_candidates(bank: Bank, query: Query) -> Selection:
+    """The candidates that the method cites; nothing for one that cites no rows."""
+    method, candidates = METHODS[bank.fit.method], query.candidates
+    if method.select is None:
+        return nothing_cited(query)
+    # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
+    read = np.unique(candidates.rows[candidates.rows >= 0])
+    query = replace(query, candidates=candidates._replace(rows=_positions(read, candidates.rows)))
+    selection = method.select(bank.fit.parameters, replace(bank, key=read_rows(bank.key, read)), query)
+    return replace(selection, rows=np.where(selection.rows >= 0, read[selection.rows], -1))
 
 
 def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) -> Part:
@@ -219,7 +226,7 @@ def values_of(part: Part, selection: Selection) -> Values:
         values["disagreement"] = _disagreement(part, selection, answer)
     if part.intervals is not None:
         values["lower"], values["upper"] = limits_around(
-            part.intervals, prediction, values["disagreement"], selection.distance, selection.appearance_distance
+            part.intervals, prediction, values["disagreement"], selection.mean_distance, selection.appearance_distance
         )
     mean = mean_of_eligible(part.parameters, selection.level).astype(np.float32)
     values["evidence_share"] = evidence_share(answer.evidence, answer.adjustment, mean)
