@@ -1,4 +1,4 @@
-"""The steps from zero to a predicted value, one for each contribution, as `rg.pl.explain` and `rg.pl.retrieval` draw them."""
+"""The steps from zero to a predicted value, one for each contribution: for `rg.pl.explain` and `rg.pl.retrieval`."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = 
 
 
 def split_lines(parts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Lines of one spot and gene in three: rows (the reference mean if none is cited), the mean beside rows, the rest."""
+    """Lines of one spot and gene: rows (if none is cited, the reference mean), mean beside cited rows, the rest."""
     rest = parts["reference"].isin(["regression", "adjustment"])
     mean = (parts["reference"] == "reference mean") & ~rest
     if (mean | rest).all():

@@ -84,7 +84,7 @@ def map_size(section: Section, edge: float) -> tuple[float, float]:
 
 
 def size_with_words(section: Section, edge: float, panels: list[Map]) -> tuple[float, float, int]:
-    """Width in inches of a map without its colour bar, height with title and note, and letters in a line of the note."""
+    """Width in inches of a map without colour bar, height with title and note, and letters in a line of the note."""
     width, height = map_size(section, edge)
     letters = int(LETTERS * (width + BAR))
     lines = max(-(-len(panel.note) // letters) for panel in panels)

@@ -229,7 +229,7 @@ def _used_here(shown: Shown) -> int:
 
 
 def _draw_retrieved(ax: Axes, shown: Shown, n_shown: int) -> None:
-    """Draw the weights of the retrieved perturbations, with how reliable each is and how it agrees with the measured one."""
+    """Draw the weights of the retrieved perturbations, how reliable each is, and its agreement with the truth."""
     n, title = min(n_shown, _used_here(shown)), "Retrieved perturbations"
     ax.set(ylim=(_bar_rows(shown, n_shown) - 0.5, -0.5), label="retrieved")
     ax.set_axis_off()

@@ -196,7 +196,8 @@ def _weights_by_cell(prediction: Prediction) -> np.ndarray:
 def _weights_by_state(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """(cited, states) weights, and the names of the states, which are groups of cells.
 
-    Where there is one group and its cells differ, each cell is a state without a name; where all are alike, there is none.
+    Where there is one group and its cells differ, each cell is a state without a name; where all are alike, there is
+    none.
     """
     from sklearn.decomposition import PCA
 

@@ -163,7 +163,7 @@ class Bank:
 
     @cached_property
     def levels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Groups of rows of one section and panel: (m,) code of each row's group, and (groups, 2) its section and panel."""
+        """Groups of rows of one section and panel: (m,) code of each row, and (groups, 2) section and panel."""
         n_panels = len(self.measured)
         groups, codes = np.unique(self.sections * n_panels + self.panels, return_inverse=True)
         return codes, np.stack(np.divmod(groups, n_panels), axis=1)
@@ -206,10 +206,10 @@ class Bank:
         )
 
     def level(self, shifts: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """(patterns, genes) mean of the rows that may be used and measured each gene, relative to that of the reference.
+        """(patterns, genes) mean shift over the rows that may be used, of those that measured each gene.
 
-        It is the mean of the shifts of their sections. Evidence is put back on the mean of these rows. The mean of the whole reference would bring in what must stay
-        out: the query's own donor, or rows that `where` rejects.
+        So the mean of these rows relative to that of the reference, on which evidence is put back. The mean of the
+        whole reference would bring in what must stay out: the query's own donor, or rows that `where` rejects.
 
         Parameters
         ----------

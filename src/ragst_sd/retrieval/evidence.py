@@ -67,7 +67,7 @@ def weighted_average(
 def _mean_of_measured(
     total: np.ndarray, rows: np.ndarray, weights: np.ndarray, panels: np.ndarray | None, measured: np.ndarray | None
 ) -> np.ndarray:
-    """(n, g) means out of weighted sums: each divided by the weights of the rows that measured the gene; NaN without."""
+    """(n, g) weighted sums over the weights of the rows that measured each gene; NaN where none did."""
     if measured is not None and panels is not None and not measured.all():
         panel = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
         of_panel = np.stack([np.where(panel == p, weights, 0).sum(axis=1) for p in range(len(measured))], axis=1)

@@ -93,7 +93,7 @@ def distance_in_phi(fit: Any, nearby: np.ndarray, eligibility: Eligibility) -> n
 def calibrate_grounding(
     queries: np.ndarray, key: np.ndarray, groups: np.ndarray, n_neighbors: int, metric: str
 ) -> dict[str, Any]:
-    """The calibration of distances: how far rows of the reference lie, as held-out queries, from rows of other groups."""
+    """The calibration of distances: how far rows, as held-out queries, lie from rows of other groups."""
     eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
     count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
     nearby = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)

@@ -145,12 +145,12 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
 
 
 def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
-    """Queries in phi-space, (n, members * n_latent), from their principal components and, if types count, their types."""
+    """Queries in phi-space, (n, members * n_latent), from principal components, and from types if these count."""
     return _in_phi(parameters, typed_queries(parameters, key))
 
 
 def rag_phi_of_rows(parameters: Mapping[str, Any], training: Bank) -> np.ndarray | None:
-    """Rows of the reference in phi-space, with their own types; `None` without types: they are placed as queries are."""
+    """Rows in phi-space, with their own types; `None` where types do not count, and rows are placed as queries are."""
     if "types_map" not in parameters:
         return None
     return _in_phi(parameters, np.concatenate([fit_types(training)[1], training.key], axis=1))

@@ -1,4 +1,4 @@
-"""What a fitted method predicts for some queries: `select` finds rows for all of them, `predict` gives values by blocks."""
+"""What a fitted method predicts: `select` finds the rows of all queries, `predict` gives their values by blocks."""
 
 from __future__ import annotations
 

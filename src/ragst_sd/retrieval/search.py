@@ -1,9 +1,9 @@
 """Stage 1: the nearest eligible rows of the reference, exact by default.
 
-Candidates come from a float32 pass over the bank (`shortlist`), or from an approximate graph, and are ranked in float64, so
-that the rows found depend neither on the other queries of a batch, nor on the order of the bank, nor on the sizes of
-blocks or the number of threads. A query whose candidates cannot be proven to hold its true neighbours is searched again
-in float64.
+Candidates come from a float32 pass over the bank (`shortlist`), or from an approximate graph, and are ranked in
+float64, so that the rows found depend neither on the other queries of a batch, nor on the order of the bank, nor on the
+sizes of blocks or the number of threads. A query whose candidates cannot be proven to hold its true neighbours is
+searched again in float64.
 """
 
 from __future__ import annotations

@@ -200,7 +200,7 @@ class _Chunk:
 
 
 def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Queries in chunks, and whether all of a chunk may use the same rows, as those of one pattern do where they are many."""
+    """Queries in chunks, and whether all of a chunk may use the same rows: those of one pattern, if many."""
     first, pattern = eligibility.patterns()
     apart = (np.bincount(pattern) >= _OWN_CHUNK) | (len(first) == 1)
     apart &= eligibility.itself is None
