@@ -125,8 +125,8 @@ MUTATIONS = (
     Mutation(
         "own donor teaches",
         "episodes.py",
-        "(kinds[:, None] == kinds).any(dim=2)",
-        "(kinds[:, None] == kinds).all(dim=2)",
+        "self.kinds[self.kind[queries], None] == self.kinds).any(dim=2)",
+        "self.kinds[self.kind[queries], None] == self.kinds).all(dim=2)",
         "episodes",
     ),
     Mutation(
