@@ -55,20 +55,20 @@ MUTATIONS = (
     Mutation(
         "rows on disk by their place in the reference",
         "run.py",
-        "np.searchsorted(near, np.maximum(rows, 0))",
+        "np.searchsorted(read, np.maximum(rows, 0))",
         "np.maximum(rows, 0)",
         f"{COMMON} -k on_disk",
     ),
     Mutation(
         "a bound that rounding may cross",
-        "exact.py",
+        "shortlist.py",
         "last + query_norm - error",
         "last + query_norm + error",
         "search search_properties",
     ),
     Mutation(
         "rows that are near enough left out",
-        "exact.py",
+        "shortlist.py",
         "torch.nonzero(scores < self.worst()",
         "torch.nonzero(scores > self.worst()",
         "search search_properties",
@@ -104,8 +104,8 @@ MUTATIONS = (
     Mutation(
         "correlation across sections",
         "loop.py",
-        "b = target - member @ (member.T @ target / count)",
-        "b = target - target.mean(dim=0)",
+        "centred = target - member @ (member.T @ target / count)",
+        "centred = target - target.mean(dim=0)",
         "section_correlation",
     ),
     Mutation(
@@ -125,8 +125,8 @@ MUTATIONS = (
     Mutation(
         "own donor teaches",
         "episodes.py",
-        "(kinds[:, None] == kinds).any(dim=2)",
-        "(kinds[:, None] == kinds).all(dim=2)",
+        "self.kinds[self.kind[queries], None] == self.kinds).any(dim=2)",
+        "self.kinds[self.kind[queries], None] == self.kinds).all(dim=2)",
         "episodes",
     ),
     Mutation(
@@ -167,7 +167,7 @@ MUTATIONS = (
     ),
     Mutation(
         "level of all rows",
-        "bank.py",
+        "eligibility.py",
         "np.bincount(codes[mask],",
         "np.bincount(codes,",
         f"{COMMON} -k is_evidence",
@@ -196,8 +196,8 @@ MUTATIONS = (
     Mutation(
         "taught by the held-out rows",
         "regression.py",
-        "smooth = [next(_held_out(z, targets, inner, held, [alpha]))",
-        "smooth = [next(_held_out(z, targets, held, held, [alpha]))",
+        "regressed = [next(_held_out(z, targets, inner, held, [alpha]))",
+        "regressed = [next(_held_out(z, targets, held, held, [alpha]))",
         "regression",
     ),
     Mutation("penalty per row", "ridge.py", "alpha * len(rows)", "alpha", "methods"),
@@ -223,8 +223,8 @@ MUTATIONS = (
     Mutation(
         "narrower where tissue looks unlike",
         "conformal.py",
-        "np.maximum(1.0, np.nan_to_num(unlike",
-        "np.minimum(1.0, np.nan_to_num(unlike",
+        "np.maximum(1.0, np.nan_to_num(appearance_distance",
+        "np.minimum(1.0, np.nan_to_num(appearance_distance",
         "conformal",
     ),
     Mutation(

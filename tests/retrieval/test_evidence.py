@@ -7,8 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.cited_sums import cited_sums
 from ragst_sd.retrieval.evidence import disagreement, effective_n, evidence_share, weighted_average
-from ragst_sd.retrieval.sparse_product import cited_sums
 
 
 def brute_force(rows, weights, values, panels, measured):

@@ -10,7 +10,7 @@ from scipy.stats import f
 
 from ragst_sd.retrieval.appearance import (
     appearance_distance,
-    calibrate_appearance,
+    appearance_threshold,
     fit_appearance,
     section_means,
 )
@@ -88,7 +88,7 @@ def test_threshold_follows_from_held_out_groups_and_their_number(rows):
     quantiles = [np.quantile(nearest[sections == s], 0.95) for s in range(3)]
     nu = min(parameters["dimension"], 4)
     expected = np.sqrt(f.ppf(0.9, nu, 2 * nu) * np.mean(quantiles))
-    found = calibrate_appearance(embedding, sections, sections[:, None], parameters)
+    found = appearance_threshold(embedding, sections, sections[:, None], parameters)
     assert found == pytest.approx(expected)
 
 
@@ -99,7 +99,7 @@ def test_fewer_groups_get_a_wider_margin(rng):
     for n_groups in (2, 4, 12):
         groups = np.arange(1200) % n_groups
         parameters = fit_appearance(embedding, groups)
-        found.append(calibrate_appearance(embedding, groups, groups[:, None], parameters))
+        found.append(appearance_threshold(embedding, groups, groups[:, None], parameters))
     assert found[0] > 1.1 * found[1] > 1.1 * found[2]
 
 
@@ -114,7 +114,7 @@ def test_new_groups_are_flagged_at_the_intended_rate():
         embedding += rng.normal(size=embedding.shape)
         known = groups < 3
         parameters = fit_appearance(embedding[known], groups[known])
-        threshold = calibrate_appearance(embedding[known], groups[known], groups[known, None], parameters)
+        threshold = appearance_threshold(embedding[known], groups[known], groups[known, None], parameters)
         means = section_means(embedding[known], groups[known])
         wide.append(np.mean(appearance_distance(embedding[~known], means, parameters) > threshold))
     assert np.mean(wide) < 0.1
@@ -122,10 +122,10 @@ def test_new_groups_are_flagged_at_the_intended_rate():
 
 def test_nothing_to_hold_out_is_no_threshold(rng):
     embedding, one = rng.normal(size=(20, 3)), np.zeros(20, dtype=int)
-    assert np.isnan(calibrate_appearance(embedding, one, one[:, None], fit_appearance(embedding, one)))
+    assert np.isnan(appearance_threshold(embedding, one, one[:, None], fit_appearance(embedding, one)))
     flat = np.ones((20, 3))
     parameters = fit_appearance(flat, one)
-    assert np.isnan(calibrate_appearance(flat, one, (np.arange(20) % 2)[:, None], parameters))
+    assert np.isnan(appearance_threshold(flat, one, (np.arange(20) % 2)[:, None], parameters))
     assert (appearance_distance(embedding, section_means(flat, one), parameters) == 0).all()
 
 

@@ -139,7 +139,7 @@ def test_rows_at_almost_one_distance_are_told_apart(rng, monkeypatch):
     bank, queries = np.zeros((3000, 4)), np.full((3, 4), 100.0)
     bank[:, 0] = 1000 + 1e-7 * rng.permutation(3000)
     bank[300:] += 1e4
-    monkeypatch.setattr(module, "thorough", lambda *args, **kwargs: pytest.fail("the longer list proves it"))
+    monkeypatch.setattr(module, "rank_all", lambda *args, **kwargs: pytest.fail("the longer list proves it"))
     found = module.search(queries, bank, 10, backend="exact")
     expected = np.lexsort((np.arange(3000), ((bank - queries[0]) ** 2).sum(axis=1)))[:10]
     np.testing.assert_array_equal(found.rows, np.tile(expected, (3, 1)))
@@ -149,7 +149,7 @@ def test_no_limit_is_no_reason_to_search_again(rng, monkeypatch):
     import ragst_sd.retrieval.search as module
 
     bank, queries = rng.normal(size=(500, 6)), rng.normal(size=(5, 6))
-    monkeypatch.setattr(module, "thorough", lambda *args, **kwargs: pytest.fail("nothing is doubtful"))
+    monkeypatch.setattr(module, "rank_all", lambda *args, **kwargs: pytest.fail("nothing is doubtful"))
     limited = module.search(queries, bank, 10, backend="exact", within=np.full(5, np.inf))
     np.testing.assert_array_equal(limited.rows, module.search(queries, bank, 10, backend="exact").rows)
 

@@ -16,7 +16,7 @@ from ragst_sd._cell_types import is_scrna
 from ragst_sd._cited_values import Origin
 from ragst_sd._results import Prediction, matching_bank, predicted, require_matching
 from ragst_sd._validate import name_list, require_choice, require_key
-from ragst_sd.get._lines import cell_type_lines, in_order, lines_of, regression_lines, response_parts
+from ragst_sd.get._explain_lines import cell_type_lines, explain_responses, in_order, lines_of, regression_lines
 
 # Where a narrow screen leaves out the middle, what was cited with which weight is still there.
 COLUMNS = (
@@ -117,57 +117,58 @@ def explain(
         require_key(name, prediction.table.layers, "table.layers", "It is written with the prediction; predict again.")
     spots, columns = prediction.spots(obs_names), prediction.genes(name_list(genes, "genes"))
     if prediction.of_responses:
-        return response_parts(prediction, require_matching(prediction, reference), spots, columns)
+        return explain_responses(prediction, require_matching(prediction, reference), spots, columns)
     bank = matching_bank(prediction, reference, _cited_by(prediction, spots)[2])
     scrna, parts = is_scrna(prediction.table, columns), []
-    for of_cells, lines in ((True, cell_type_lines), (False, partial(_lines_of_rows, by_row=terms == "all"))):
-        at = np.flatnonzero(scrna == of_cells)
-        if len(at):
-            origin = Origin(prediction, bank, columns[at])
-            parts += [part.assign(gene=at[part["gene"]]) for part in lines(origin, spots)]
+    for of_types, lines in ((True, cell_type_lines), (False, partial(_lines_of_rows, by_row=terms == "all"))):
+        places = np.flatnonzero(scrna == of_types)
+        if len(places):
+            origin = Origin(prediction, bank, columns[places])
+            parts += [part.assign(gene=places[part["gene"]]) for part in lines(origin, spots)]
     return in_order(parts, prediction.table, spots, columns, COLUMNS)
 
 
 def _lines_of_rows(origin: Origin, spots: np.ndarray, *, by_row: bool) -> list[pd.DataFrame]:
-    """Lines of genes that were measured."""
+    """Lines of genes that were measured: cited rows, the mean or that nothing was measured, and the rest of a value."""
     prediction, genes = origin.prediction, origin.genes
     evidence = prediction.values(genes, spots, layer=_keys.EVIDENCE)
     known = np.isfinite(evidence)
-    used, served, cited = _cited_lines(origin, spots)
-    stack = _has_regression(prediction)
-    # What retrieval says by its share; where no cited row measured a gene, nothing.
-    share = prediction.table.var[_keys.RETRIEVAL_SHARE].to_numpy(np.float64)[genes] if stack else 1.0
-    share = np.where(served, share, 0.0)
-    mean, level = ~served & known, evidence
-    if stack:
-        levels, level_of = origin.mean_of_stack()
-        level = levels[level_of[spots]]
-        mean |= known & (share < 1)
-    k = used.shape[2]
+    has_line, measured, cited = _cited_lines(origin, spots)
+    has_regression = _has_regression(prediction)
+    # The share of retrieval: nothing where no cited row measured a gene.
+    share = prediction.table.var[_keys.RETRIEVAL_SHARE].to_numpy(np.float64)[genes] if has_regression else 1.0
+    share = np.where(measured, share, 0.0)
+    has_mean, mean = ~measured & known, evidence
+    if has_regression:
+        means, pattern = origin.mean_of_stack()
+        mean = means[pattern[spots]]
+        has_mean |= known & (share < 1)
+    k = has_line.shape[2]
     rest = regression_lines(
         origin,
         spots,
-        place=k + 1,
-        share=np.where(known, 1 - share, 0.0) if stack else np.zeros(evidence.shape),
+        rank=k + 1,
+        share=np.where(known, 1 - share, 0.0) if has_regression else np.zeros(evidence.shape),
         total=prediction.values(genes, spots) - evidence,
         by_row=by_row,
     )
-    in_place_of_rows = {
-        "reference": np.where(mean, "reference mean", "not measured").astype(object),
-        "weight": np.where(mean, 1 - share, np.nan),
-        "value": np.where(mean, level, np.nan),
-        "correction": np.where(mean, 0.0, np.nan),
-        "contribution": np.where(mean, (1 - share) * level, np.nan),
+    beside_rows = {
+        "reference": np.where(has_mean, "reference mean", "not measured").astype(object),
+        "weight": np.where(has_mean, 1 - share, np.nan),
+        "value": np.where(has_mean, mean, np.nan),
+        "correction": np.where(has_mean, 0.0, np.nan),
+        "contribution": np.where(has_mean, (1 - share) * mean, np.nan),
     }
-    columns = {name: values[..., None] for name, values in in_place_of_rows.items()}
-    parts = [lines_of((~served | mean)[..., None], k, **columns), rest]
+    columns = {name: values[..., None] for name, values in beside_rows.items()}
+    parts = [lines_of((~measured | has_mean)[..., None], k, **columns), rest]
     if k:
         cited |= {name: cited[name] * share[..., None] for name in ("weight", "contribution")}
-        parts.append(lines_of(used, **cited))
+        parts.append(lines_of(has_line, **cited))
     return parts
 
 
 def _has_regression(prediction: Prediction) -> bool:
+    """Whether a regression takes part in the values; a `KeyError` if the table lost what it was computed from."""
     var, obsm = prediction.table.var, prediction.table.obsm
     if _keys.RETRIEVAL_SHARE in var and len(prediction.cited) and (var[_keys.RETRIEVAL_SHARE] < 1).any():
         require_key(_keys.REGRESSION_KEY, obsm, "table.obsm", "`rg.tl.predict` writes it; predict again.")
@@ -182,29 +183,35 @@ def _cited_by(prediction: Prediction, spots: np.ndarray) -> tuple[np.ndarray, np
 
 
 def _cited_lines(origin: Origin, spots: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """(spots, genes, k) whether a cited row has a line, (spots, genes) whether one measured the gene, and the lines."""
+    """Lines of cited rows.
+
+    Returns
+    -------
+    (spots, genes, k) whether a row has a line, as all rows of a spot have where one of them measured the gene; (spots,
+    genes) whether one did; and what :func:`lines_of` takes.
+    """
     rows, weights, cited = _cited_by(origin.prediction, spots)
     shape = (len(spots), len(origin.genes))
     if not len(cited):
         return np.zeros((*shape, 0), dtype=bool), np.zeros(shape, dtype=bool), {}
     value, measured, correction = (part[rows].transpose(0, 2, 1) for part in origin.measured_values(cited))
-    levels, level_of = origin.level_means()
-    votes = (weights > 0)[:, None] & measured
-    weight = np.where(votes, weights[:, None], 0.0)
+    levels, pattern = origin.level_means()
+    counts = (weights > 0)[:, None] & measured
+    weight = np.where(counts, weights[:, None], 0.0)
     total = weight.sum(axis=2, keepdims=True)
     weight = np.divide(weight, total, out=weight, where=total > 0)
-    value = np.where(votes, value, np.nan)
-    correction = np.where(votes, correction + levels[level_of[spots]][..., None], np.nan)
-    served = votes.any(axis=2)
-    used = (weights > 0)[:, None] & served[..., None]
-    order = np.lexsort((np.broadcast_to(rows[:, None], used.shape), np.where(used, -weight, np.inf)), axis=-1)
-    brought = {
-        "place": np.argsort(order, axis=-1),
+    value = np.where(counts, value, np.nan)
+    correction = np.where(counts, correction + levels[pattern[spots]][..., None], np.nan)
+    any_counts = counts.any(axis=2)
+    has_line = (weights > 0)[:, None] & any_counts[..., None]
+    order = np.lexsort((np.broadcast_to(rows[:, None], has_line.shape), np.where(has_line, -weight, np.inf)), axis=-1)
+    columns = {
+        "rank": np.argsort(order, axis=-1),
         "weight": weight,
         "value": value,
         "correction": correction,
         "contribution": np.where(weight > 0, weight * (value + correction), 0.0),
     }
     for name in ("reference", _keys.DONOR, _keys.SAMPLE):
-        brought[name] = cited[name].astype(str).to_numpy(dtype=object)[rows][:, None]
-    return used, served, brought
+        columns[name] = cited[name].astype(str).to_numpy(dtype=object)[rows][:, None]
+    return has_line, any_counts, columns

@@ -11,10 +11,10 @@ from ragst_sd import _keys
 from ragst_sd._validate import as_names, require_key, require_known
 
 _LOWER_IS_BETTER = ("mae", "mse", "energy", "wasserstein", "mmd")
-# Half of the gap is closed; a gap smaller than this share of the way to a perfect score is none.
-_SOLVED, _LEAST_GAP = 0.5, 0.05
+# Share of the gap that counts as closing it; a gap below that share of the way to a perfect score is none.
+_CLOSED, _LEAST_GAP = 0.5, 0.05
 BASELINES = ("knn", "ridge", "kernel_ridge", "bilinear", "same_perturbation", "context_additive")
-STRATA = ("the mean solves", "baselines solve", "resists", "no ceiling")
+MEAN_SOLVES, BASELINES_SOLVE, RESISTS, NO_CEILING = "the mean solves", "baselines solve", "resists", "no ceiling"
 
 
 def gap_closed(
@@ -76,13 +76,13 @@ def gap_closed(
     of_baseline = lines[lines["method"] == baseline].set_index(keys)["value"].rename("baseline")
     lines = lines.join(of_baseline, on=keys)
     perfect = 0.0 if metric.startswith(_LOWER_IS_BETTER) else 1.0
-    gap, way = lines["ceiling"] - lines["baseline"], perfect - lines["baseline"]
-    lines["dynamic_range"] = gap / way.where(way != 0)
-    solved = lines["dynamic_range"] < _LEAST_GAP
-    lines["gap_closed"] = ((lines["value"] - lines["baseline"]) / gap).where(~solved)
-    closes = lines["method"].isin(as_names(baselines)) & (lines["gap_closed"] >= _SOLVED)
-    by_baselines = closes.groupby([lines[key] for key in keys], observed=True).transform("any")
-    unknown = lines["dynamic_range"].isna()
-    lines["stratum"] = np.select([unknown, solved, by_baselines], [STRATA[3], *STRATA[:2]], STRATA[2])
+    gap, to_perfect = lines["ceiling"] - lines["baseline"], perfect - lines["baseline"]
+    lines["dynamic_range"] = gap / to_perfect.where(to_perfect != 0)
+    mean_solves = lines["dynamic_range"] < _LEAST_GAP
+    lines["gap_closed"] = ((lines["value"] - lines["baseline"]) / gap).where(~mean_solves)
+    closes = lines["method"].isin(as_names(baselines)) & (lines["gap_closed"] >= _CLOSED)
+    baselines_solve = closes.groupby([lines[key] for key in keys], observed=True).transform("any")
+    conditions = [lines["dynamic_range"].isna(), mean_solves, baselines_solve]
+    lines["stratum"] = np.select(conditions, [NO_CEILING, MEAN_SOLVES, BASELINES_SOLVE], RESISTS)
     order = ["method", *keys, "value", "baseline", "ceiling", "gap_closed", "dynamic_range", "stratum"]
     return lines[order]

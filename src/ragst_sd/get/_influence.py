@@ -280,8 +280,7 @@ class Rerun:
     @property
     def usable(self) -> np.ndarray:
         """(rows,) which rows of the reference some spot may use."""
-        seen = self._eligibility.of_queries(self._on_image).of_groups()
-        return np.asarray(seen.mask(seen.patterns()[0], slice(None)).any(axis=0))
+        return np.asarray(self._eligibility.of_queries(self._on_image).pattern_masks().any(axis=0))
 
     def weight_of(self, rows: np.ndarray) -> np.ndarray:
         """(spots,) share of the weights that the rows of a mask hold; NaN for spots off the image."""

@@ -12,9 +12,9 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._labels import labels
 from ragst_sd._results import Prediction, predicted
-from ragst_sd.get._lines import nothing_cited
+from ragst_sd.get._explain_lines import uncited_text
 
-# Columns of the cited rows, the one that their sources go by, and columns of the sources.
+# Columns of the cited rows, the column by which their source is found, and columns of the sources.
 _OF_SPOTS = (
     (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE, _keys.TECHNOLOGY, _keys.X_UM, _keys.Y_UM),
     _keys.SAMPLE,
@@ -106,22 +106,22 @@ def neighbors(
     )
     frame.insert(1, "rank", frame.groupby("spot").cumcount() + 1)
     if prediction.of_responses:
-        return _with_spots_without_rows(frame, prediction, spots).drop(columns="spot")
+        return _with_uncited(frame, prediction, spots).drop(columns="spot")
     return frame[list(_COLUMNS)]
 
 
-def _with_spots_without_rows(frame: pd.DataFrame, prediction: Prediction, spots: np.ndarray) -> pd.DataFrame:
-    """A line that says so for each query that cites no rows, controls aside."""
+def _with_uncited(frame: pd.DataFrame, prediction: Prediction, cells: np.ndarray) -> pd.DataFrame:
+    """The lines with one more for each cell that cites no rows, which says so; controls have none."""
     table = prediction.table
-    bare = np.ones(len(spots), dtype=bool)
-    bare[frame["spot"].unique()] = False
-    bare &= labels(table.obs[_keys.PERTURBATION])[spots] != str(prediction.header["control"])
-    if not bare.any():
+    uncited = np.ones(len(cells), dtype=bool)
+    uncited[frame["spot"].unique()] = False
+    uncited &= labels(table.obs[_keys.PERTURBATION])[cells] != str(prediction.header["control"])
+    if not uncited.any():
         return frame
-    rows, layers = spots[bare], (_keys.RESPONSE, _keys.EVIDENCE)
+    rows, layers = cells[uncited], (_keys.RESPONSE, _keys.EVIDENCE)
     response, evidence = (prediction.values(prediction.genes(None), rows, layer=name) for name in layers)
     moved = ~np.isclose(response, evidence, atol=1e-6).all(axis=1)
-    words = nothing_cited(prediction)
+    words = uncited_text(prediction)
     lines = pd.DataFrame(
         {
             # Numbers are missing, texts are empty.
@@ -131,7 +131,7 @@ def _with_spots_without_rows(frame: pd.DataFrame, prediction: Prediction, spots:
             "reference": np.where(moved, f"{words}, and an adjustment", words).astype(object),
             _keys.N_CELLS: 0,
             "weight": 0.0,
-            "spot": np.flatnonzero(bare),
+            "spot": np.flatnonzero(uncited),
         }
     )
     both = lines.reindex(columns=frame.columns) if frame.empty else pd.concat([frame, lines], ignore_index=True)

@@ -125,7 +125,7 @@ def risk_coverage(
         values, expected = dense(section.values), dense(section.expected)
         center, spread = expected.mean(axis=0), expected.std(axis=0)
         spread[spread == 0] = np.nan
-        risks = [(name, _ordered(table, name, section.rows, compared.columns)) for name in orders]
+        risks = [(name, _risk(table, name, section.rows, compared.columns)) for name in orders]
         if baselines:
             risks += [("random", draw.random(len(values))) for _ in range(_RANDOM_ORDERS)]
             risks.append(("oracle", finite_mean(((values - expected) / spread) ** 2, axis=1)))
@@ -145,7 +145,7 @@ def risk_coverage(
 
 
 def _errors(values: np.ndarray, expected: np.ndarray, center: np.ndarray, spread: np.ndarray) -> dict[str, float]:
-    """Means over genes, on the spots that are kept."""
+    """Each metric on the spots that are kept, a mean over genes."""
     error = values - expected
     rmse = np.sqrt(finite_mean(error**2, axis=0))
     return {
@@ -157,8 +157,8 @@ def _errors(values: np.ndarray, expected: np.ndarray, center: np.ndarray, spread
     }
 
 
-def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """(rows,) what is left out first, where it is large."""
+def _risk(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """(rows,) what orders the spots: those with large values are left out first."""
     if name in (_keys.DISAGREEMENT, WIDTH):
         sides = (_keys.UPPER, _keys.LOWER) if name == WIDTH else (name,)
         spread, *less = (np.asarray(table.layers[side])[rows][:, columns] for side in sides)
@@ -168,6 +168,7 @@ def _ordered(table: AnnData, name: str, rows: np.ndarray, columns: np.ndarray) -
 
 
 def _check_order(table: AnnData, name: str) -> None:
+    """Raise a `KeyError` unless the table has what `by` names."""
     if name in (WIDTH, _keys.DISAGREEMENT):
         todo = "Predict with `rg.tl.predict(..., intervals=...)`." if name == WIDTH else "Predict again."
         require_key(_keys.UPPER if name == WIDTH else name, table.layers, "the predicted table's layers", todo)

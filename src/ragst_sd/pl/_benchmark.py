@@ -84,7 +84,7 @@ def benchmark(
     >>> scores = rg.tl.cross_validate(reference, methods=["ridge", "knn"], n_genes=50, progress=False)
     >>> rg.pl.benchmark(scores, baseline="ridge", show=False)
     """
-    _check(scores)
+    _require_scores(scores)
     units = list(dict.fromkeys(scores["unit"]))
     unit = str(units[0]) if unit is None else unit
     require_choice(unit, units, "unit")
@@ -123,7 +123,7 @@ def benchmark(
             blocks = scores["fold"].str.startswith("blocks of ").all()
             heading = f"Accuracy on held-out {'blocks' if blocks else 'donors'}"
             _draw_ceiling(panel, _by_method(scores, _keys.NOISE_CEILING).to_numpy(float))
-        _draw(panel, values, cites)
+        _draw_methods(panel, values, cites)
         panel.set(xlabel=f"{title}, {unit}", label="benchmark")
         panel.set_title(heading, fontsize="large", pad=22)
         _style.write_columns(panel, columns)
@@ -131,7 +131,8 @@ def benchmark(
     return panel
 
 
-def _check(scores: pd.DataFrame) -> None:
+def _require_scores(scores: pd.DataFrame) -> None:
+    """Raise an error unless this is a frame of :func:`ragst_sd.tl.cross_validate`."""
     require_type(scores, pd.DataFrame, "scores", "Make it with `rg.tl.cross_validate`.")
     missing = [name for name in ("method", "fold", "sample", "gene", "unit", "metric", "value") if name not in scores]
     if missing or scores.empty:
@@ -140,6 +141,7 @@ def _check(scores: pd.DataFrame) -> None:
 
 
 def _title(metric: str) -> str:
+    """What a metric is called in a picture."""
     return _TITLES.get(metric, metric.replace("_", " "))
 
 
@@ -198,6 +200,7 @@ def _column_of_differences(differences: pd.DataFrame, baseline: str) -> dict[str
 
 
 def _draw_ceiling(ax: Axes, ceiling: np.ndarray) -> None:
+    """Draw the noise ceiling: its mean over donors as a broken line, its range as a band; nothing if there is none."""
     if not ceiling.size:
         return
     mean, highest = float(ceiling.mean()), float(ceiling.max())
@@ -208,7 +211,7 @@ def _draw_ceiling(ax: Axes, ceiling: np.ndarray) -> None:
     _style.beside(ax, words, (highest, 1), (0, 4), coords, ha="right", fontsize="small", color=_style.MUTED)
 
 
-def _draw(ax: Axes, values: pd.DataFrame, cites: pd.Series) -> None:
+def _draw_methods(ax: Axes, values: pd.DataFrame, cites: pd.Series) -> None:
     """A line for each donor; for each method a bar at its mean, and a mark for each donor."""
     ax.set_yticks(range(len(values)), [_style.shorten(str(name), 22) for name in values.index])
     ax.tick_params(axis="y", length=0, labelsize="medium")

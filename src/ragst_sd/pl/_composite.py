@@ -84,16 +84,16 @@ def composite(
     columns = prediction.genes(names)
     values, notes = prediction.values(columns), _maps.distrust(prediction, columns, min_cv_pearson)
     section = read_section(prediction)
-    has = np.isfinite(values).all(axis=1)
-    low, high = np.percentile(values[has], [2, 98], axis=0) if has.any() else (0.0, 1.0)
-    shares = np.clip((values[has] - low) / np.where(high > low, high - low, 1), 0, 1)
+    known = np.isfinite(values).all(axis=1)
+    low, high = np.percentile(values[known], [2, 98], axis=0) if known.any() else (0.0, 1.0)
+    shares = np.clip((values[known] - low) / np.where(high > low, high - low, 1), 0, 1)
     inks = 1 - np.array([to_rgb(color) for color in _COLORS[: len(names)]])
     width, height = _maps.map_size(section, 5.0)
     with picture(width, height + _maps.TITLE, **drawing) as figure:
         drawn = figure.add_subplot()
-        _maps.draw_section(drawn, section, has, fade=image_fade)
+        _maps.draw_section(drawn, section, known, fade=image_fade)
         colors = 1 - np.clip(shares @ inks, 0, 1)
-        draw_spots(drawn, section, np.flatnonzero(has), facecolors=colors, linewidths=0, zorder=3)
+        draw_spots(drawn, section, np.flatnonzero(known), facecolors=colors, linewidths=0, zorder=3)
         for i, (name, note) in enumerate(zip(names, notes, strict=True)):
             words = f"{name} (not to be trusted)" if note else name
             color = _style.UNTRUSTED if note else _COLORS[i]

@@ -13,15 +13,12 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._cell_types import is_scrna
-from ragst_sd._results import MIN_CV_PEARSON, Intervals, Prediction, predicted, require_columns
+from ragst_sd._results import MIN_CV_PEARSON, Intervals, predicted, require_columns
 from ragst_sd._truth import measured_values
 from ragst_sd._validate import name_list, require_choice, require_positive
-from ragst_sd.pl import _style
+from ragst_sd.pl import _contributions, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import axes_in_rows, distrust
-
-SECTIONS = "sections brought to one mean"
-_LONGEST_LABEL = 30
 
 
 @draws
@@ -114,7 +111,7 @@ def explain(
     spot, columns = int(prediction.spots(name)[0]), prediction.genes(genes)
     notes = distrust(prediction, columns, min_cv_pearson)
     parts = parts_of(sdata, reference, obs_names=name, genes=genes, prediction_key=prediction_key)
-    require_values(prediction, np.array([spot]), columns)
+    _contributions.require_values(prediction, np.array([spot]), columns)
     measured = measured_values(prediction, truth_key, layer=layer, unit=unit, genes=genes)
     truth = np.full(len(genes), np.nan) if measured is None else measured.iloc[spot].to_numpy()
     intervals = prediction.intervals(columns)
@@ -122,145 +119,39 @@ def explain(
     steps = {}
     for gene, of_types in zip(genes, scrna, strict=True):
         group = "reference" if of_types else group_by
-        steps[gene] = steps_of(parts[parts["gene"] == gene], group, int(n_shown), scrna=of_types)
+        steps[gene] = _contributions.steps_of(parts[parts["gene"] == gene], group, int(n_shown), scrna=of_types)
 
     per_row = min(2, len(genes))
     # Inches of a waterfall with its rows of text.
     height = -(-len(genes) // per_row) * (1.75 + 0.25 * max(map(len, steps.values())))
     with picture(8.0 * per_row, height, **drawing) as figure:
         axes = dict(zip(genes, axes_in_rows(figure, len(genes), per_row), strict=True))
-        for j, (gene, place) in enumerate(axes.items()):
-            decimals = _style.decimals_for(steps[gene]["brings"])
-            words = [_style.shorten(f"spot {name}", 34), *facts(prediction, spot)]
+        for j, (gene, panel) in enumerate(axes.items()):
+            decimals = _style.decimals_for(steps[gene]["contribution"])
+            words = [_style.shorten(f"spot {name}", 34), *_contributions.facts(prediction, spot)]
             kind = {"reference": "measured spot"}.get(group_by, group_by)
             if scrna[j]:
                 words.insert(1, "measured in no spot: given from single cells")
                 kind = "cell type"
-            left = _draw_waterfall(place, steps[gene], decimals, kind, grey=bool(notes[j]))
-            total = _style.number(steps[gene]["brings"].iloc[-1], decimals)
+            left = _draw_waterfall(panel, steps[gene], decimals, kind, grey=bool(notes[j]))
+            total = _style.number(steps[gene]["contribution"].iloc[-1], decimals)
             color = _style.MUTED if notes[j] else "black"
             title: dict[str, Any] = {"fontsize": "x-large", "fontweight": "bold", "color": color}
-            _style.beside(place, f"{gene} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
+            _style.beside(panel, f"{gene} predicted {total}", (0, 1), (left, 4.4 * _style.em()), **title)
             line = "  ·  ".join([*words, notes[j]] if notes[j] else words)
-            _style.beside(place, line, (0, 1), (left, 2.8 * _style.em()), color=_style.MUTED, gid="facts")
-            place.set_xlabel(str(prediction.header["unit"]))
+            _style.beside(panel, line, (0, 1), (left, 2.8 * _style.em()), color=_style.MUTED, gid="facts")
+            panel.set_xlabel(str(prediction.header["unit"]))
             if intervals is not None and np.isfinite(intervals.width[spot, j]):
                 low, high = intervals.lower[spot, j], intervals.upper[spot, j]
-                _draw_interval(place, low, high, len(steps[gene]) - 1, intervals, left, decimals)
+                _draw_interval(panel, low, high, len(steps[gene]) - 1, intervals, left, decimals)
             if np.isfinite(truth[j]):
-                _draw_truth(place, float(truth[j]), decimals)
+                _draw_truth(panel, float(truth[j]), decimals)
     return axes
 
 
-def require_values(prediction: Prediction, spots: np.ndarray, columns: np.ndarray) -> None:
-    """Raise a `ValueError` for the first spot that has no prediction of a gene."""
-    table = prediction.table
-    for i, j in np.argwhere(~np.isfinite(prediction.values(columns, spots))):
-        raise ValueError(
-            f"Spot {table.obs_names[spots[i]]!r} has no prediction of {table.var_names[columns[j]]!r}: it lies outside "
-            "the image, or no cited spot measured the gene. Choose another spot or gene."
-        )
-
-
-def steps_of(parts: pd.DataFrame, group_by: str, n_shown: int, *, scrna: bool = False) -> pd.DataFrame:
-    """Steps to a prediction, the last line: `label`, `weight`, `value`, `start`, what each `brings`, and its `color`.
-
-    Cited rows bring weight times value, and what corrects their sections is one step. Cell types bring their
-    contribution: what corrects the logarithm of a mixture has no meaning of its own.
-
-    Parameters
-    ----------
-    parts
-        What `rg.get.explain` lists for one spot and gene.
-    group_by
-        Column whose groups are steps.
-    n_shown
-        Groups of their own, by falling weight; the others are lumped.
-    scrna
-        Whether the rows are cell types.
-    """
-    rows, mean, rest = split_lines(parts)
-    weighted = (rows["weight"] * rows["value"]).fillna(0.0)
-    rows = rows.assign(brings=rows["contribution"] if scrna else weighted)
-    by = rows.groupby(group_by, sort=False)
-    groups = by[["weight", "brings"]].sum().join(by[["donor", "sample", "value"]].first()).assign(n=by.size())
-    if not scrna:
-        groups["value"] = groups["brings"] / groups["weight"].where(groups["weight"] > 0)
-    groups = groups.sort_values("weight", ascending=False, kind="stable")
-    shown, others = groups.iloc[:n_shown], groups.iloc[n_shown:]
-    labels = [_label(group, group_by) for group in shown.itertuples()]
-    steps = shown.assign(label=labels, color=_style.EVIDENCE).to_dict("records")
-
-    def add(label: str, color: str, brings: float, **numbers: float) -> None:
-        steps.append({"label": label, "color": color, "brings": brings, **numbers})
-
-    if len(others):
-        kind = "" if group_by == "reference" else f" {group_by}{'s' * (len(others) > 1)}"
-        weight, brings = float(others["weight"].sum()), float(others["brings"].sum())
-        value = np.nan if scrna or weight == 0 else brings / weight
-        add(f"{len(others)} more{kind}", _style.OTHERS, brings, weight=weight, value=value)
-    correction = 0.0 if scrna else float((rows["weight"] * rows["correction"]).sum())
-    if correction:
-        add(SECTIONS, _style.ADJUSTMENT, correction)
-    if len(mean):
-        weight, brings = float(mean["weight"].sum()), float(mean["contribution"].sum())
-        add("reference mean", _style.ADJUSTMENT, brings, weight=weight, value=brings / weight)
-    add(str(rest["reference"].iloc[0]), _style.ADJUSTMENT, float(rest["contribution"].sum()))
-    add("predicted", _style.QUERY, float(parts["contribution"].sum()))
-    out = pd.DataFrame(steps)
-    out["start"] = out["brings"].cumsum() - out["brings"]
-    out.loc[len(out) - 1, "start"] = 0.0
-    return out
-
-
-def split_lines(parts: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Lines of one spot and gene: rows (if none is cited, the reference mean), mean beside cited rows, the rest."""
-    rest = parts["reference"].isin(["regression", "adjustment"])
-    mean = (parts["reference"] == "reference mean") & ~rest
-    if (mean | rest).all():
-        mean &= False
-    return parts[~mean & ~rest], parts[mean], parts[rest]
-
-
-def _label(group: Any, group_by: str) -> str:
-    name, donor = str(group.Index), group.donor
-    if not name:
-        return "reference mean"
-    if group_by == "reference":
-        # Rows are named `<sample>:<spot>`: no need to name a donor of the same name.
-        return _style.shorten(name if donor == group.sample else f"{donor}  {name}", _LONGEST_LABEL)
-    count = f", {group.n} {'spot' if group.n == 1 else 'spots'}"
-    if group_by == _keys.SAMPLE and donor not in ("", name):
-        name = f"{name} ({donor})"
-    return _style.shorten(name, _LONGEST_LABEL - len(count)) + count
-
-
-def facts(prediction: Prediction, spot: int) -> list[str]:
-    """Words about the evidence of a predicted spot."""
-    obs, (rows, _) = prediction.table.obs.iloc[spot], prediction.citations(np.array([spot]))
-    n_rows, n_donors = int((rows >= 0).sum()), int(obs[_keys.N_DONORS])
-    donors = "donor" if n_donors == 1 else "donors"
-    cites = f"{n_rows} measured spots of {n_donors} {donors}" if n_rows else "cites no measured spots"
-    out = [f"{prediction.header['method']}: {cites}"]
-    if bool(obs[_keys.OUT_OF_REFERENCE]):
-        out.append("unlike any tissue of the reference")
-    return out
-
-
-def draw_steps(ax: Axes, steps: pd.DataFrame, *, grey: bool, upright: bool = False) -> None:
-    """Draw bars from zero to a prediction, to the right or upright; thin lines lead from each to the next."""
-    bar, lines, zero = (ax.bar, ax.hlines, ax.axhline) if upright else (ax.barh, ax.vlines, ax.axvline)
-    place, ends = np.arange(len(steps)), (steps["start"] + steps["brings"])[:-1]
-    colors = _style.UNTRUSTED if grey else steps["color"]
-    bar(place, steps["brings"], 0.72, steps["start"], color=colors, zorder=2)
-    lines(ends, place[:-1] + 0.36, place[1:] - 0.36, color=_style.MUTED, lw=0.8, zorder=1)
-    zero(0, color=_style.MUTED, lw=0.8, zorder=1)
-    ax.spines["bottom" if upright else "left"].set_visible(False)
-
-
 def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, grey: bool) -> float:
-    """Draw bars that add up to a prediction, behind columns of numbers; how far those reach left, in points."""
-    draw_steps(ax, steps, grey=grey)
+    """Draw bars that add up to a prediction, and columns of numbers before them, which reach so many points left."""
+    _contributions.draw_steps(ax, steps, grey=grey)
     ax.use_sticky_edges = False
     ax.margins(x=0.03)
     ax.locator_params(axis="x", nbins=5, steps=[1, 2, 5, 10])
@@ -270,20 +161,10 @@ def _draw_waterfall(ax: Axes, steps: pd.DataFrame, decimals: int, kind: str, *, 
     columns = {
         kind: steps["label"].to_list(),
         "weight": [_style.percent(weight, 1) if has else "" for weight, _, has in weighed],
-        "value": [value_text(value, decimals) if has else "" for _, value, has in weighed],
-        "contribution": brings_texts(steps, decimals),
+        "value": [_contributions.value_text(value, decimals) if has else "" for _, value, has in weighed],
+        "contribution": _contributions.contribution_texts(steps, decimals),
     }
     return -_style.write_columns(ax, columns, before=True, bold=len(steps) - 1)
-
-
-def value_text(value: float, decimals: int) -> str:
-    return _style.number(value, decimals, missing="not measured")
-
-
-def brings_texts(steps: pd.DataFrame, decimals: int) -> list[str]:
-    """What each step brings, with its sign, and the prediction."""
-    *brings, total = steps["brings"]
-    return [*(_style.number(value, decimals, sign=True) for value in brings), _style.number(total, decimals)]
 
 
 def _draw_truth(ax: Axes, truth: float, decimals: int) -> None:

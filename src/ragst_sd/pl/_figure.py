@@ -41,7 +41,7 @@ _LOOK: Any = {
     "xtick.labelcolor": "black",
     "ytick.labelcolor": "black",
 }
-# Of files, where the caller asks for nothing else.
+# Resolution of files, where the caller asks for no other.
 _DPI = 200
 # Inches around each panel.
 _PADS: dict[str, Any] = {"w_pad": 0.08, "h_pad": 0.08}
@@ -70,13 +70,15 @@ class Drawing(TypedDict, total=False):
 
 
 def draws(function: F) -> F:
-    """Give a function that passes `Drawing` on these arguments by name, and say in its docstring what they are.
+    """A decorator of functions that take `**drawing` and hand it to :func:`picture`.
 
-    The axes that it draws are returned where `return_ax` asks for them.
+    Signature and docstring then list these arguments by name, and what the function draws on is returned only if
+    `return_ax` asks for it.
     """
     signature = inspect.signature(function)
     *parameters, _drawing = signature.parameters.values()
-    parameters += list(inspect.signature(picture).parameters.values())[2:]
+    _width, _height, *shared = inspect.signature(picture).parameters.values()
+    parameters += shared
     function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     if function.__doc__:
         function.__doc__ = inspect.cleandoc(function.__doc__).replace("{figure_parameters}", _FIGURE_PARAMETERS)
@@ -151,7 +153,7 @@ def picture(
 
 
 def _figure_in(ax: Axes) -> FigureBase:
-    """A figure inside the caller's figure, in the place of axes that become invisible."""
+    """A figure inside the caller's figure, in the place of the axes, which become invisible."""
     ax.set_axis_off()
     parent: Any = ax.figure
     place = ax.get_subplotspec()

@@ -21,9 +21,9 @@ from ragst_sd.pl._section import Section, draw_image, draw_rims, draw_spots, ext
 
 # For genes that are not to be trusted; the lightest grey still stands out from glass.
 GREYS = LinearSegmentedColormap.from_list("distrust", ["0.88", "0.1"])
-# Inches that a figure holds for a title, a line of small words, and a colour bar with its label.
+# Inches that a figure holds for a title, a line of the note below it, and a colour bar with its label.
 TITLE, NOTE, BAR = 0.4, 0.17, 1.0
-# Letters of small words that fit an inch.
+# Letters of a note that fit an inch.
 LETTERS = 14
 
 
@@ -39,21 +39,21 @@ class Map:
     label: str
     """Of the colour bar; empty if there is none."""
     note: str = ""
-    """Small words below the title."""
+    """What is said below the title, in small letters."""
     hatch: str | None = None
     on_scale: np.ndarray | None = None
     """All values that share the colour bar, where the map shares it."""
 
 
 def require_fade(image_fade: float) -> None:
-    """Raise a `ValueError` unless a picture can be mixed with that much white."""
+    """Raise a `ValueError` unless `image_fade` is a share of white."""
     require_between(image_fade, 0, 1, "image_fade", "0 leaves the picture as it is, 1 makes it white.")
 
 
 def distrust(prediction: Prediction, genes: np.ndarray, min_cv_pearson: float) -> list[str]:
-    """For each gene, by its column, the words that it is not to be trusted, or nothing.
+    """A note for each gene, by its column, if it is not to be trusted; else an empty text.
 
-    A gene that was not assessed (`var["cv_pearson"]` is NaN or absent) gets no words: nothing is known against it.
+    A gene that was not assessed (`var["cv_pearson"]` is NaN or absent) has none: nothing is known against it.
 
     Raises
     ------
@@ -84,7 +84,7 @@ def map_size(section: Section, edge: float) -> tuple[float, float]:
 
 
 def size_with_words(section: Section, edge: float, panels: list[Map]) -> tuple[float, float, int]:
-    """Width in inches of a map without its colour bar, height with its words, and letters in a line of small words."""
+    """Width in inches of a map without colour bar, height with title and note, and letters in a line of the note."""
     width, height = map_size(section, edge)
     letters = int(LETTERS * (width + BAR))
     lines = max(-(-len(panel.note) // letters) for panel in panels)
@@ -92,7 +92,7 @@ def size_with_words(section: Section, edge: float, panels: list[Map]) -> tuple[f
 
 
 def axes_in_rows(figure: FigureBase, n: int, per_row: int, cell: SubplotSpec | None = None) -> list[Axes]:
-    """Axes side by side, so many in a row, in a figure or a cell of its grid."""
+    """`n` axes, `per_row` of them side by side, in a figure or a cell of its grid."""
     shape = (-(-n // per_row), per_row)
     grid = figure.add_gridspec(*shape) if cell is None else cell.subgridspec(*shape)
     return [figure.add_subplot(grid[i // per_row, i % per_row]) for i in range(n)]
@@ -129,7 +129,7 @@ def draw_section(ax: Axes, section: Section, has_value: np.ndarray, *, fade: flo
 
 
 def draw_map(ax: Axes, section: Section, panel: Map, *, fade: float, letters: int = 80, scale_bar: bool = True) -> Any:
-    """Draw a map with its title and colour bar; its coloured spots. Words below the title have lines of `letters`."""
+    """Draw a map with its title, note (wrapped at `letters`) and colour bar; the coloured spots are returned."""
     ax.set_label(panel.kind)
     has = np.isfinite(panel.values)
     draw_section(ax, section, has, fade=fade, scale_bar=scale_bar)
@@ -162,5 +162,6 @@ def _draw_bar(ax: Axes, spots: Any, panel: Map) -> None:
 
 
 def _hatch(ax: Axes, hatch: str, **style: Any) -> None:
+    """Draw lines across axes."""
     style |= {"facecolor": "none", "edgecolor": "0.72", "linewidth": 0, "hatch": hatch}
     ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, gid="hatch", **style))

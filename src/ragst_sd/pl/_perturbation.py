@@ -23,11 +23,12 @@ from ragst_sd.retrieval.training import dense
 
 # Inches.
 _MAP, _SCATTER, _SIDE, _ROW, _HEAD, _STATES = 3.9, 3.6, 5.4, 0.3, 0.6, 0.6
+# What is said below a map.
 _SCOPE = (
     "Direct response of the cells of each spot, predicted from a screen of other cells. Nothing is said about "
     "effects on neighbours or about causes, and no measurement in tissue stands behind it."
 )
-
+# Columns of the heat map that have names, at most.
 _MOST_STATES = 12
 
 
@@ -129,7 +130,7 @@ def perturbation(
     require_fade(image_fade)
     shown = read_responses(data, prediction_key, perturbation, context, reference, truth, group_by)
     n_shown, on_tissue, has_states = int(n_shown), isinstance(data, SpatialData), bool(shown.weights.shape[1])
-    side = [_HEAD + _ROW * bar_rows(shown, n_shown)]
+    side = [_HEAD + _ROW * _bar_rows(shown, n_shown)]
     if has_states:
         side.append(_HEAD + _ROW * min(n_shown, len(shown.cited)) + _STATES)
     widths, height = [_SIDE], sum(side)
@@ -137,7 +138,7 @@ def perturbation(
         widths, height = [_SCATTER, *widths], max(height, _SCATTER + TITLE)
     if on_tissue:
         section = read_section(shown.prediction, or_white=True)
-        panel = response_map(shown, cmap, vmin, vmax)
+        panel = _response_map(shown, cmap, vmin, vmax)
         map_width, map_height, letters = size_with_words(section, _MAP, [panel])
         widths, height = [map_width + BAR, *widths], max(height, map_height)
     width, total = sum(widths), height + 2 * NOTE * on_tissue
@@ -155,19 +156,19 @@ def perturbation(
             figure.supxlabel(scope, x=0.01, ha="left", fontsize="small", color=_style.MUTED, gid="scope")
         if shown.measured is not None:
             axes["response"] = figure.add_subplot(grid[-2].subgridspec(1, 1)[0])
-            scatter(axes["response"], shown, shown.measured, int(n_genes))
+            _draw_scatter(axes["response"], shown, shown.measured, int(n_genes))
         # The last row stays empty, so that bars are as thick beside a high map as beside a low one.
         cells = grid[-1].subgridspec(len(side) + 1, 1, height_ratios=[*side, max(height - sum(side), 1e-3)])
         axes["retrieved"] = figure.add_subplot(cells[0])
-        bars(axes["retrieved"], shown, n_shown)
+        _draw_retrieved(axes["retrieved"], shown, n_shown)
         if has_states:
             axes["weights"] = figure.add_subplot(cells[1])
-            heat(axes["weights"], shown, n_shown, group_by, cmap_weights)
+            _draw_weights(axes["weights"], shown, n_shown, group_by, cmap_weights)
     return axes
 
 
-def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
-    """Predicted response of each gene against the measured one, with its standard error."""
+def _draw_scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
+    """Draw the predicted response of each gene against the measured one, with its standard error."""
     x, y = measured.values, measured.predicted
     low, high = min(x.min(), y.min(), 0), max(x.max(), y.max(), 0)
     margin = 0.06 * (high - low or 1.0)
@@ -194,7 +195,7 @@ def scatter(ax: Axes, shown: Shown, measured: Measured, n_genes: int) -> None:
 
 
 def _name_genes(ax: Axes, measured: Measured, n_genes: int, size: float) -> None:
-    """Names of the genes that respond most, as far as they have room."""
+    """Write the names of the genes that respond most, as far as they have room."""
     points = np.column_stack([measured.values, measured.predicted])
     middle = 0.5 * (measured.values.min() + measured.values.max())
     style: dict[str, Any] = {"fontsize": "small", "zorder": 4, "path_effects": _style.halo(1.5), "gid": "gene"}
@@ -217,20 +218,20 @@ def _row_names(shown: Shown, n: int) -> list[str]:
     return [_style.shorten(name, 24) for name in names[:n]]
 
 
-def bar_rows(shown: Shown, n_shown: int) -> int:
-    """Rows of the list of retrieved perturbations."""
+def _bar_rows(shown: Shown, n_shown: int) -> int:
+    """Rows that the list of retrieved perturbations takes: those shown, and one for all others."""
     return min(max(1, _used_here(shown)), n_shown + 1)
 
 
 def _used_here(shown: Shown) -> int:
-    """Rows that are cited in the context shown; those that only other states cite come after them."""
+    """Number of rows that are cited in the context shown; those that only other contexts cite come after them."""
     return int((shown.cited["weight"] > 0).sum())
 
 
-def bars(ax: Axes, shown: Shown, n_shown: int) -> None:
-    """Weights of the retrieved perturbations, how reliable each is, and how it agrees with the measured response."""
+def _draw_retrieved(ax: Axes, shown: Shown, n_shown: int) -> None:
+    """Draw the weights of the retrieved perturbations, how reliable each is, and its agreement with the truth."""
     n, title = min(n_shown, _used_here(shown)), "Retrieved perturbations"
-    ax.set(ylim=(bar_rows(shown, n_shown) - 0.5, -0.5), label="retrieved")
+    ax.set(ylim=(_bar_rows(shown, n_shown) - 0.5, -0.5), label="retrieved")
     ax.set_axis_off()
     if not n:
         words = f"{shown.prediction.header['method']!r} cites no measured response"
@@ -256,8 +257,8 @@ def bars(ax: Axes, shown: Shown, n_shown: int) -> None:
         _style.beside(ax, words, (0, n), (-reach, 0), coords, va="center", color=_style.MUTED, gid="more")
 
 
-def heat(ax: Axes, shown: Shown, n_shown: int, group_by: str, cmap: Any) -> None:
-    """Weights of the retrieved perturbations by the state of the cells."""
+def _draw_weights(ax: Axes, shown: Shown, n_shown: int, group_by: str, cmap: Any) -> None:
+    """Draw the weights of the retrieved perturbations by the state of the cells, as a heat map."""
     states = [_style.shorten(state, 16) for state in shown.states[:_MOST_STATES]]
     values = shown.weights[:n_shown, : len(states) or None]
     highest = float(values.max())
@@ -280,14 +281,14 @@ def heat(ax: Axes, shown: Shown, n_shown: int, group_by: str, cmap: Any) -> None
 
 
 def _titled_rows(ax: Axes, title: str, column: dict[str, list[str]]) -> float:
-    """Write the names of rows before axes, and a title above them; how far they reach in points."""
+    """Write the names of rows left of axes, and a title above them; the width of the names in points is returned."""
     reach = _style.write_columns(ax, column, before=True)
     _style.beside(ax, title, (0, 1), (-reach, 2 * _style.em()), fontsize=1.1 * _style.em())
     return reach
 
 
-def response_map(shown: Shown, cmap: str | Colormap, vmin: float | None, vmax: float | None) -> Map:
-    """What the map shows and says."""
+def _response_map(shown: Shown, cmap: str | Colormap, vmin: float | None, vmax: float | None) -> Map:
+    """The map of the size of the response, which says whether it varies over the tissue."""
     header, title = shown.prediction.header, f"Response to {shown.perturbation}"
     values = shown.prediction.table.obs[_keys.RESPONSE_MAGNITUDE].to_numpy(float)
     constant, far = bool(header["constant"]), float(header["far_from_screen"])

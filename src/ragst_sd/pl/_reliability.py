@@ -26,8 +26,8 @@ from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._section import draw_rims, read_section
 
 _WIDTH = "interval_width"
-# Title and colour-bar label of each map, and whether high values mean larger errors: dark is weak in these. What does
-# not order errors on held-out donors has a colour scale of its own, of which neither end is good or bad.
+# Title and colour-bar label of each map, and whether high values mean larger errors on held-out donors: these are drawn
+# dark. The others have a colour scale of which neither end is good or bad.
 _MAPS = {
     _keys.DISAGREEMENT: ("disagreement of cited spots", "SD", True),
     _WIDTH: ("interval width", "", True),
@@ -185,6 +185,7 @@ def reliability(
 
 
 def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | None) -> list[str]:
+    """The maps to draw, as far as the table has what they show."""
     over_genes = {_keys.DISAGREEMENT: _keys.DISAGREEMENT in table.layers, _WIDTH: intervals is not None}
     chosen = [name for name, there in over_genes.items() if there]
     if maps is not None:
@@ -199,6 +200,7 @@ def _chosen(table: AnnData, intervals: Intervals | None, maps: Sequence[str] | N
 def _map(
     prediction: Prediction, name: str, columns: np.ndarray, intervals: Intervals | None, about: str, distrusted: str
 ) -> _maps.Map:
+    """The map of this name; `about` says which genes it is of, and `distrusted` that they are not to be trusted."""
     table = prediction.table
     title, label, orders_errors = _MAPS.get(name, (name.replace("_", " "), "", False))
     cmap: Any = f"{_style.SEQUENTIAL}_r" if orders_errors else _style.NEUTRAL
@@ -219,9 +221,9 @@ def _map(
         # A spot outside the image cites no spots, which is not a small number of donors.
         values = np.where(values > 0, values, np.nan)
     if name == _keys.DISTANCE_PERCENTILE:
-        outside = int(table.obs[_keys.OUT_OF_REFERENCE].sum())
-        some = f"outlined: {outside} of {table.n_obs} spots out of reference"
-        notes = [some if outside else "no spot out of reference"]
+        n_outside = int(table.obs[_keys.OUT_OF_REFERENCE].sum())
+        outlined = f"outlined: {n_outside} of {table.n_obs} spots out of reference"
+        notes = [outlined if n_outside else "no spot out of reference"]
     note = "; ".join(part for part in notes if part)
     return _maps.Map(name, title, values, _FIXED.get(name) or _maps.limits_of(values), cmap, label, note, hatch)
 
@@ -298,6 +300,7 @@ def draw_risk(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def _finish(ax: Axes, name: str, title: str, words: str) -> None:
+    """What both curves have: a square with few ticks, a grid, a title and words below it."""
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.grid()

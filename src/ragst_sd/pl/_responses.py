@@ -74,7 +74,7 @@ def read_responses(
         If the table holds no responses, several perturbations could be meant, or the reference is another one.
     """
     prediction = predicted(data, prediction_key, any_task=True)
-    table, header = prediction.table, prediction.header
+    table = prediction.table
     if not prediction.of_responses:
         raise ValueError(
             "The table holds a prediction of tissue; `rg.pl.prediction` draws it. Responses are made by "
@@ -83,54 +83,70 @@ def read_responses(
     names = labels(table.obs[_keys.PERTURBATION])
     if perturbation is None and len(set(names)) > 1:
         raise ValueError(f"`perturbation` is needed: the table holds {listing(sorted(set(names)))}.")
-    name = names[0] if perturbation is None else perturbation
-    require_known([name], sorted(set(names)), "perturbation", ": the table has no", KeyError)
-    prediction = replace(prediction, table=table[names == name])
-    part = prediction.table
-    contexts = labels(part.obs[_keys.CONTEXT])
-    chosen = min(contexts) if context is None else context
-    require_known([chosen], sorted(set(contexts)), "context", ": the table has no", KeyError)
-    here = contexts == chosen
-    require_key(group_by, list(part.obs.columns), "table.obs")
-    response = dense(part.layers[_keys.RESPONSE][here]).mean(axis=0)
-    learned = (canonical(name, str(header["control"])), chosen) in remembered(header)
-    measured, row, genes, halves = None, None, list(table.var_names), _keys.RESPONSE_HALVES
+    perturbation = names[0] if perturbation is None else perturbation
+    require_known([perturbation], sorted(set(names)), "perturbation", ": the table has no", KeyError)
+    prediction = replace(prediction, table=table[names == perturbation])
+    obs = prediction.table.obs
+    contexts = labels(obs[_keys.CONTEXT])
+    context = min(contexts) if context is None else context
+    require_known([context], sorted(set(contexts)), "context", ": the table has no", KeyError)
+    require_key(group_by, list(obs.columns), "table.obs")
     if reference is not None:
         require_matching(prediction, reference)
-        excluded = set(np.atleast_1d(header["exclude"]).astype(str))
-        if truth is None and {_keys.PERTURBATION, _keys.CONTEXT} <= excluded and not learned:
-            row = _row(reference, header, name, chosen, genes)
-    if row is not None and halves[0] not in row.layers:
-        # Responses as they were given: the row was left out of its prediction, and nothing is known of controls.
-        measured = Measured(row, dense(row.X).ravel(), response, ("measured", "predicted response"))
-    elif row is not None:
-        # The row against one half of the controls, beside the prediction made from the other half.
-        state = None
-        if str(header.get("resolution", "")) != "spot":
-            state = dense(part.X[here]).mean(axis=0) - response
-        perturbation, where = (str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT))
-        again = response_from_half(reference, header, perturbation, where, response, genes, state)
-        if again is not None:
-            values = dense(row.layers[halves[1]]).ravel()
-            measured = Measured(row, values, again, ("measured (one half of the controls)", "predicted (other half)"))
-    if truth is not None:
-        _check_truth(truth, header, genes)
-        row = _row(truth, header, name, chosen, genes)
-        if row is None:
-            has = sorted(set(labels(truth.obs[_keys.PERTURBATION])))
-            raise ValueError(f"`truth` did not measure {name!r} in context {chosen!r}; it measured {listing(has)}.")
-        what = f"measured, which {header['method']} learned from" if learned else "measured (other controls)"
-        measured = Measured(row, dense(row.X).ravel(), response, (what, "predicted response"))
-    weights = _by_row(prediction)
-    mean = weights[here].mean(axis=0)
+    measured, row = _measured(prediction, perturbation, context, reference, truth)
+    weights = _weights_by_cell(prediction)
+    mean = weights[contexts == context].mean(axis=0)
     order = np.argsort(-mean, kind="stable")
     order = order[weights.max(axis=0)[order] > 0]
     cited = prediction.cited.iloc[order].assign(weight=mean[order], agreement=np.nan)
     if reference is not None and row is not None:
-        responses = reference[cited["reference"].to_numpy(), genes]
-        cited["agreement"] = _agreement(responses, row, against_halves=truth is None and halves[0] in reference.layers)
-    groups, states = _states(weights[:, order], labels(part.obs[group_by], missing=_keys.UNKNOWN))
-    return Shown(prediction, name, chosen, cited, measured, groups, states)
+        responses = reference[cited["reference"].to_numpy(), list(table.var_names)]
+        against_halves = truth is None and _keys.RESPONSE_HALVES[0] in reference.layers
+        cited["agreement"] = _agreement(responses, row, against_halves=against_halves)
+    of_states, states = _weights_by_state(weights[:, order], labels(obs[group_by], missing=_keys.UNKNOWN))
+    return Shown(prediction, perturbation, context, cited, measured, of_states, states)
+
+
+def _measured(
+    prediction: Prediction, perturbation: str, context: str, reference: AnnData | None, truth: AnnData | None
+) -> tuple[Measured | None, AnnData | None]:
+    """The measured response beside a prediction, where they can be compared, and the row that was measured.
+
+    It is a row of `truth`, or else of the reference.
+    """
+    table, header, genes = prediction.table, prediction.header, list(prediction.table.var_names)
+    here = labels(table.obs[_keys.CONTEXT]) == context
+    response = dense(table.layers[_keys.RESPONSE][here]).mean(axis=0)
+    learned = (canonical(perturbation, str(header["control"])), context) in remembered(header)
+    if truth is not None:
+        _check_truth(truth, header, genes)
+        row = _row(truth, header, perturbation, context, genes)
+        if row is None:
+            has = sorted(set(labels(truth.obs[_keys.PERTURBATION])))
+            raise ValueError(
+                f"`truth` did not measure {perturbation!r} in context {context!r}; it measured {listing(has)}."
+            )
+        what = f"measured, which {header['method']} learned from" if learned else "measured (other controls)"
+        return Measured(row, dense(row.X).ravel(), response, (what, "predicted response")), row
+    left_out = {_keys.PERTURBATION, _keys.CONTEXT} <= set(np.atleast_1d(header["exclude"]).astype(str))
+    if reference is None or learned or not left_out:
+        return None, None
+    row = _row(reference, header, perturbation, context, genes)
+    if row is None:
+        return None, None
+    if _keys.RESPONSE_HALVES[0] not in row.layers:
+        # Responses as they were given: the row was left out of its prediction, and nothing is known of controls.
+        return Measured(row, dense(row.X).ravel(), response, ("measured", "predicted response")), row
+    # The row against one half of the controls, beside the prediction made from the other half.
+    of_spots = str(header.get("resolution", "")) == "spot"
+    state = None if of_spots else dense(table.X[here]).mean(axis=0) - response
+    name, where = (str(row.obs[column].iloc[0]) for column in (_keys.PERTURBATION, _keys.CONTEXT))
+    from_half = response_from_half(reference, header, name, where, response, genes, state)
+    if from_half is None:
+        return None, row
+    values = dense(row.layers[_keys.RESPONSE_HALVES[1]]).ravel()
+    labels_of_axes = ("measured (one half of the controls)", "predicted (other half)")
+    return Measured(row, values, from_half, labels_of_axes), row
 
 
 def _row(reference: AnnData, header: dict[str, Any], name: str, context: str, genes: list[str]) -> AnnData | None:
@@ -168,17 +184,21 @@ def _check_truth(truth: AnnData, header: dict[str, Any], genes: list[str]) -> No
         )
 
 
-def _by_row(prediction: Prediction) -> np.ndarray:
-    """(rows, cited) weights."""
+def _weights_by_cell(prediction: Prediction) -> np.ndarray:
+    """(cells, cited) weight of each cited row in each cell of the table."""
     rows, weights = prediction.citations()
-    # What is not cited is written into one column more, the last one.
+    # For -1 there is one column more, the last one.
     out = np.zeros((len(rows), len(prediction.cited) + 1))
     np.put_along_axis(out, rows, weights, axis=1)
     return out[:, :-1]
 
 
-def _states(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Weights by group; by row where there is one group and rows differ; nothing where all are alike."""
+def _weights_by_state(weights: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """(cited, states) weights, and the names of the states, which are groups of cells.
+
+    Where there is one group and its cells differ, each cell is a state without a name; where all are alike, there is
+    none.
+    """
     from sklearn.decomposition import PCA
 
     if not weights.size or np.ptp(weights, axis=0).max() < _SAME:

@@ -19,17 +19,7 @@ from ragst_sd._cell_types import cell_types, measured_columns
 from ragst_sd._results import MIN_CV_PEARSON, predicted, require_columns
 from ragst_sd._validate import name_list, require_key, require_positive
 from ragst_sd.image.embedding import tiles_at
-from ragst_sd.pl import _style
-from ragst_sd.pl._explain import (
-    SECTIONS,
-    brings_texts,
-    draw_steps,
-    facts,
-    require_values,
-    split_lines,
-    steps_of,
-    value_text,
-)
+from ragst_sd.pl import _contributions, _style
 from ragst_sd.pl._figure import Drawing, draws, picture
 from ragst_sd.pl._maps import distrust, require_citations
 from ragst_sd.pl._section import Section, draw_image, extent_of, field_widths, read_section
@@ -119,41 +109,41 @@ def retrieval(
     parts = explain(sdata, reference, obs_names=names, genes=gene, prediction_key=prediction_key)
     todo = "Build it with `rg.tl.build_reference(..., thumbnails=True)`, fit it and predict again."
     require_key(_keys.THUMBNAIL, reference.obsm, "reference.obsm", todo)
-    require_values(prediction, spots, column)
+    _contributions.require_values(prediction, spots, column)
     lines = [parts[parts["query"] == name] for name in names]
-    steps = [steps_of(part, "reference", int(n_shown)) for part in lines]
+    steps = [_contributions.steps_of(part, "reference", int(n_shown)) for part in lines]
     section = read_section(prediction)
     widths_px = field_widths(encoder, section)
     tile_px, mpp = int(encoder["tile_px"]), float(encoder["mpp"])
-    pictures = tiles_at(section.pyramid, section.centers[spots], tile_px, mpp=mpp, image_mpp=section.mpp)
+    tiles = tiles_at(section.pyramid, section.centers[spots], tile_px, mpp=mpp, image_mpp=section.mpp)
 
-    levels = np.concatenate([step["start"] + step["brings"] for step in steps])
-    decimals = _style.decimals_for(levels)
-    low, high = min(levels.min(), 0.0), max(levels.max(), 0.0)
+    ends = np.concatenate([step["start"] + step["contribution"] for step in steps])
+    decimals = _style.decimals_for(ends)
+    low, high = min(ends.min(), 0.0), max(ends.max(), 0.0)
     # Room for the numbers at the ends of the bars.
     room = 0.27 * ((high - low) or 1.0)
-    columns = max(map(len, steps))
+    n_columns = max(map(len, steps))
     # Inches.
-    widths, height = (3.0, 1.9, 1.05 * columns), 3.75 * len(names)
+    widths, height = (3.0, 1.9, 1.05 * n_columns), 3.75 * len(names)
     axes = {}
     with picture(sum(widths), height, **drawing) as figure:
         grid = figure.add_gridspec(2 * len(names), 3, height_ratios=(0.85, 1.2) * len(names), width_ratios=widths)
         for i, (name, spot) in enumerate(zip(names, spots, strict=True)):
             overview, tile = (figure.add_subplot(grid[2 * i : 2 * i + 2, j]) for j in (0, 1))
             strip, bars = (figure.add_subplot(grid[2 * i + j, 2]) for j in (0, 1))
-            _draw_spot(overview, tile, section, section.centers[spot], widths_px, pictures[i])
+            _draw_spot(overview, tile, section, section.centers[spot], widths_px, tiles[i])
             words = "\n".join([_style.shorten(f"spot {name}", 34), *([note] if note else [])])
-            total = _style.number(steps[i]["brings"].iloc[-1], decimals)
+            total = _style.number(steps[i]["contribution"].iloc[-1], decimals)
             _style.set_title(overview, f"{gene} predicted {total}", words)
             strip.set_axis_off()
-            rows = split_lines(lines[i])[0]["reference"]
-            neighbors = _draw_neighbors(strip, steps[i], rows, reference, gene, decimals, columns)
-            _draw_thumbnail(strip, pictures[i], len(steps[i]) - 1, columns, "this spot", "", _style.QUERY)
-            evidence = facts(prediction, spot)
+            rows = _contributions.split_lines(lines[i])[0]["reference"]
+            neighbors = _draw_neighbors(strip, steps[i], rows, reference, gene, decimals, n_columns)
+            _draw_thumbnail(strip, tiles[i], len(steps[i]) - 1, n_columns, "this spot", "", _style.QUERY)
+            evidence = _contributions.facts(prediction, spot)
             evidence.insert(1, f"effective number {table.obs[_keys.EFFECTIVE_N].iloc[spot]:.1f}")
             color = _style.ADJUSTMENT if table.obs[_keys.OUT_OF_REFERENCE].iloc[spot] else _style.MUTED
             strip.set_title("  ·  ".join(evidence), fontsize="medium", color=color, pad=3.5 * _style.em())
-            _draw_bars(bars, steps[i], decimals, columns, grey=bool(note))
+            _draw_bars(bars, steps[i], decimals, n_columns, grey=bool(note))
             bars.set(ylim=(low - room * bool(low < 0), high + room))
             bars.set_ylabel("\n".join(["contribution", *wrap(str(prediction.header["unit"]), 14)]))
             axes[name] = {"section": overview, "tile": tile, "neighbors": neighbors, "contributions": bars}
@@ -161,6 +151,7 @@ def retrieval(
 
 
 def _require_tiles(header: dict[str, Any]) -> None:
+    """Raise a `ValueError` if it is not known which tiles were embedded."""
     if not knows_tiles(header["encoder"]):
         raise ValueError(
             f"The embedding {str(header['use_rep'])!r} is of unknown origin: it does not say of which tiles it was "
@@ -198,18 +189,18 @@ def _draw_spot(
 
 
 def _draw_neighbors(
-    strip: Axes, steps: pd.DataFrame, rows: pd.Series, reference: AnnData, gene: str, decimals: int, columns: int
+    strip: Axes, steps: pd.DataFrame, rows: pd.Series, reference: AnnData, gene: str, decimals: int, n_columns: int
 ) -> list[Axes]:
-    """Draw the cited spots with donor, sample, weight and measured value; the axes of those shown one by one."""
-    pictures = reference.obsm[_keys.THUMBNAIL]
-    tiles = [np.asarray(pictures[int(row)]) for row in reference.obs_names.get_indexer(rows)]
+    """Draw the cited `rows` with donor, sample, weight and measured value; the axes of those that have their own."""
+    thumbnails = reference.obsm[_keys.THUMBNAIL]
+    tiles = [np.asarray(thumbnails[int(row)]) for row in reference.obs_names.get_indexer(rows)]
     shown = steps[steps["color"] == _style.EVIDENCE]
     axes = []
     for column, step in enumerate(shown.itertuples()):
         donor, sample = _style.shorten(str(step.donor), 11), _style.shorten(str(step.sample), 12)
-        words = f"weight {step.weight:.1%}\n{_style.shorten(gene, 8)} {value_text(step.value, decimals)}"
+        words = f"weight {step.weight:.1%}\n{_style.shorten(gene, 8)} {_contributions.value_text(step.value, decimals)}"
         name = donor if sample == donor else f"{donor}\n{sample}"
-        axes.append(_draw_thumbnail(strip, tiles[column], column, columns, name, words, _style.EVIDENCE))
+        axes.append(_draw_thumbnail(strip, tiles[column], column, n_columns, name, words, _style.EVIDENCE))
     others = steps[steps["color"] == _style.OTHERS]
     for step in others.itertuples():
         words = f"weight {step.weight:.1%}"
@@ -217,14 +208,15 @@ def _draw_neighbors(
             words += f"\nmean {_style.number(step.value, decimals)}"
         rest = np.stack(tiles[len(shown) :][:9])
         small = montage(rest, fill=(255, 255, 255), padding_width=2, channel_axis=-1)[2:-2, 2:-2]
-        _draw_thumbnail(strip, small, len(shown), columns, f"and {step.label}", words, "white").set_label("others")
+        _draw_thumbnail(strip, small, len(shown), n_columns, f"and {step.label}", words, "white").set_label("others")
     return axes
 
 
 def _draw_thumbnail(
-    strip: Axes, pixels: np.ndarray, column: int, columns: int, name: str, words: str, color: str
+    strip: Axes, pixels: np.ndarray, column: int, n_columns: int, name: str, words: str, color: str
 ) -> Axes:
-    ax = strip.inset_axes(((column + 0.06) / columns, 0, 0.88 / columns, 1))
+    """Draw a picture in a column of the strip, its name above and words below."""
+    ax = strip.inset_axes(((column + 0.06) / n_columns, 0, 0.88 / n_columns, 1))
     ax.imshow(pixels, interpolation="antialiased")
     ax.set_title(name, loc="center", fontsize="small", pad=3)
     ax.set_xlabel(words, fontsize="small", labelpad=3)
@@ -232,16 +224,16 @@ def _draw_thumbnail(
     return ax
 
 
-def _draw_bars(ax: Axes, steps: pd.DataFrame, decimals: int, columns: int, *, grey: bool) -> None:
+def _draw_bars(ax: Axes, steps: pd.DataFrame, decimals: int, n_columns: int, *, grey: bool) -> None:
     """Draw the steps from zero to the prediction."""
-    draw_steps(ax, steps, grey=grey, upright=True)
-    tops, last = steps["start"] + steps["brings"].clip(lower=0), len(steps) - 1
+    _contributions.draw_steps(ax, steps, grey=grey, upright=True)
+    tops, last = steps["start"] + steps["contribution"].clip(lower=0), len(steps) - 1
     style: dict[str, Any] = {"coords": "data", "ha": "center", "fontsize": "small"}
-    for x, text in enumerate(brings_texts(steps, decimals)):
+    for x, text in enumerate(_contributions.contribution_texts(steps, decimals)):
         _style.beside(ax, text, (x, tops[x]), (0, 2), fontweight="bold" if x == last else "normal", **style)
     n_shown = int((steps["color"] == _style.EVIDENCE).sum())
-    names = steps["label"][n_shown:].replace(SECTIONS, "sections")
+    names = steps["label"][n_shown:].replace(_contributions.SECTIONS, "sections")
     ax.set_xticks(range(len(steps)), [*map(str, range(1, n_shown + 1)), *names])
-    ax.set(xlim=(-0.5, columns - 0.5), label="contributions")
+    ax.set(xlim=(-0.5, n_columns - 0.5), label="contributions")
     ax.tick_params(axis="x", length=0)
     ax.locator_params(axis="y", nbins=4, steps=[1, 2, 5, 10])

@@ -25,6 +25,7 @@ from ragst_sd.image.frames import apply_affine, similarity_scale
 
 Box = tuple[float, float, float, float]
 
+# Longest edge of a picture that is laid out of pictures of spots.
 _CANVAS_PX = 6000
 
 
@@ -64,7 +65,9 @@ class Section:
 
 
 def read_section(prediction: Prediction, *, or_white: bool = False) -> Section:
-    """The image that a prediction was made from, and its spots; on white if asked for, where the image is not there.
+    """The image that a prediction was made from, and its spots.
+
+    Where the object lacks the image, small pictures of the spots stand in, or white if `or_white` asks for it.
 
     Raises
     ------

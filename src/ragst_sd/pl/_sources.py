@@ -34,12 +34,13 @@ class _Sources:
     """Cited rows of each group."""
     colors: list[str]
     leader_colors: np.ndarray
-    """(spots,) colour of the group that gives most; one of those that were lumped counts by itself."""
+    """(spots,) colour of the group with the largest share; groups that were lumped compete one by one."""
     leader_shares: np.ndarray
     """(spots,) share of that group."""
 
     @property
-    def has(self) -> np.ndarray:
+    def cites(self) -> np.ndarray:
+        """(spots,) whether a spot cites rows."""
         return self.shares.notna().all(axis=1).to_numpy()
 
 
@@ -134,7 +135,7 @@ def sources(
         grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
         upper = grid[0].subgridspec(1, 2, width_ratios=(size[0], 1.9))
         drawn, bars = figure.add_subplot(upper[0]), figure.add_subplot(upper[1])
-        _maps.draw_section(drawn, section, shown.has, fade=image_fade)
+        _maps.draw_section(drawn, section, shown.cites, fade=image_fade)
         _draw_leaders(drawn, section.centers, shown, largest)
         _style.set_title(drawn, f"{group_by.capitalize()} that leads", "area: its share of the spot's weight")
         _draw_weights(bars, shown, group_by)
@@ -148,12 +149,14 @@ def sources(
 
 
 def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) -> _Sources:
+    """Shares by spot and group, from what `rg.get.neighbors` lists."""
     cited = cited.assign(group=labels(cited[group_by], missing=_keys.UNKNOWN))
     weights = cited.pivot_table(index="query", columns="group", values="weight", aggfunc="sum", fill_value=0.0)
     shares = weights.div(weights.sum(axis=1), axis=0).reindex(spots)
     shares = shares[shares.mean().sort_values(ascending=False, kind="stable").index]
     n_rows = cited.groupby("group")["reference"].nunique()[shares.columns].to_list()
     n = shares.shape[1]
+    # One group more takes the place that the others would have.
     n_single = n if n <= n_shown + 1 else n_shown
     colors = [*_style.PALETTE[:n_single], *[_style.OTHER_GROUPS] * (n - n_single)]
     values = shares.to_numpy(float)
@@ -167,10 +170,9 @@ def _sources(cited: pd.DataFrame, spots: pd.Index, group_by: str, n_shown: int) 
 
 def _draw_leaders(ax: Axes, centers: np.ndarray, shown: _Sources, largest: float) -> None:
     """Discs in the colour of the group that leads, and below the section what their area says."""
-    has = shown.has
-    diameters = largest * np.sqrt(shown.leader_shares[has])
-    colors = shown.leader_colors[has]
-    draw_discs(ax, centers[has], diameters, facecolors=colors, label="leading group", **_RIM)
+    diameters = largest * np.sqrt(shown.leader_shares[shown.cites])
+    colors = shown.leader_colors[shown.cites]
+    draw_discs(ax, centers[shown.cites], diameters, facecolors=colors, label="leading group", **_RIM)
     ax.set_label("section")
     (left, right), (bottom, _) = ax.get_xlim(), ax.get_ylim()
     key = np.array([0.25, 0.5, 1.0])

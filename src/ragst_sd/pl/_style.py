@@ -86,18 +86,18 @@ def scale_bar(ax: Axes, mpp: float | None, loc: str = "lower left") -> None:
 
 
 def frame(ax: Axes, color: str = "0.6", width: float = 0.8) -> None:
-    """Axes that show a picture: no ticks, a thin rim."""
+    """Give axes that show a picture a thin rim and no ticks."""
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, edgecolor=color, linewidth=width)
 
 
 def em() -> float:
-    """Points of the letters of the picture that is drawn."""
+    """Size in points of the letters of the picture that is drawn."""
     return float(mpl.rcParams["font.size"])
 
 
 def set_title(ax: Axes, title: str, note: str = "", letters: int = 80) -> None:
-    """A title above axes, and below it small words in lines of so many letters."""
+    """Write a title above axes, and below it a note in small letters, wrapped at so many of them."""
     lines = [line for part in note.split("\n") for line in wrap(part, letters)]
     line_height = 1.15 * em()
     ax.set_title(title, pad=4 + line_height * len(lines))
@@ -113,14 +113,18 @@ def beside(
     coords: Any = "axes fraction",
     **style: Any,
 ) -> Any:
-    """Text whose place is a point of axes, shifted by points of type."""
+    """Write text at a point of axes (in `coords`), shifted by so many points, 72 of which make an inch."""
     return ax.annotate(text, point, shift, xycoords=coords, textcoords="offset points", **style)
 
 
 def write_columns(ax: Axes, columns: dict[str, list[str]], *, before: bool = False, bold: int | None = None) -> float:
-    """Write columns of text behind the rows 0, 1, ... of axes, or before them with the first column flush left.
+    """Write columns of text right of the rows 0, 1, ... of axes, or left of them with the first column flush left.
 
-    Each text has its title as `gid`. Returned is how far the columns reach, in points; the row `bold` stands out.
+    The row `bold` is written in bold. Each text has the title of its column as `gid`.
+
+    Returns
+    -------
+    The width of all columns in points.
     """
     widths = np.zeros(len(columns))
     for j, (title, texts) in enumerate(columns.items()):
@@ -141,4 +145,5 @@ def write_columns(ax: Axes, columns: dict[str, list[str]], *, before: bool = Fal
 
 
 def percent(share: float, decimals: int = 0) -> str:
+    """A share in percent."""
     return f"{100 * share:.{decimals}f} %"

@@ -30,10 +30,11 @@ _MISSING = -32768
 # Lower bounds that are zero, as many are, take one value, which compresses to little.
 _AT_ZERO = 32767
 
-_SECTION_PX = 1800
-_SHEET_PX = 1024
+# Longer edge of the picture of the section, and edge of a sheet of tiles.
+_SECTION_PX, _SHEET_PX = 1800, 1024
 # Whole blocks of JPEG, so that tiles of a sheet do not run into each other.
 _TILE_EDGES = (128, 96, 64, 48, 32)
+# Pixels of all tiles at most.
 _TILE_PIXELS = 21_000_000
 
 
@@ -46,7 +47,7 @@ def choose_genes(prediction: Prediction, genes: str | Sequence[str] | None) -> n
     rows = np.isfinite(values).all(axis=1)
     spread = values[rows].var(axis=0) if rows.any() else np.zeros(table.n_vars)
     # What is not known comes last.
-    return np.lexsort((-spread, -_of_genes(table, _keys.CV_PEARSON)))[:200]
+    return np.lexsort((-spread, -_var_column(table, _keys.CV_PEARSON)))[:200]
 
 
 def collect_numbers(
@@ -59,7 +60,7 @@ def collect_numbers(
     # Without a regression all of a value is retrieved; with one, the mean stands for what is left of the share.
     shares, means = np.ones(len(genes)), np.zeros(len(genes))
     if _keys.REGRESSION_KEY in table.obsm:
-        shares, means = _of_genes(table, _keys.RETRIEVAL_SHARE)[genes], origin.mean_of_stack()[0][0] - levels[0]
+        shares, means = _var_column(table, _keys.RETRIEVAL_SHARE)[genes], origin.mean_of_stack()[0][0] - levels[0]
     values = {"prediction": prediction.values(genes), "evidence": prediction.values(genes, layer=_keys.EVIDENCE)}
     values |= {} if measured is None else {"measured": measured}
     intervals = prediction.intervals(genes)
@@ -86,13 +87,13 @@ def collect_numbers(
         spread = relative_spread(prediction.values(genes, layer=_keys.DISAGREEMENT))
         arrays[_keys.DISAGREEMENT] = spread.astype(np.float32)
     if intervals is not None:
-        arrays |= _distances(intervals, multiples["prediction"], decimals)
+        arrays |= _bounds(intervals, multiples["prediction"], decimals)
     cited, labels = prediction.cited.iloc[shown], {}
     for name in (_keys.DONOR, _keys.SAMPLE, _keys.TISSUE):
         names, codes = np.unique(cited[name].astype(str).to_numpy(), return_inverse=True)
         arrays[f"cited_{name}"] = codes.astype(np.uint16)
         labels[name] = list(map(str, names))
-    trust, ceiling = (_of_genes(table, name)[genes] for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING))
+    trust, ceiling = (_var_column(table, name)[genes] for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING))
     facts = {
         "genes": [
             {"name": name, "trust": _number(r), "ceiling": _number(highest), "share": _number(share)}
@@ -110,11 +111,13 @@ def collect_numbers(
     return arrays, facts
 
 
-def _of_genes(table: AnnData, name: str) -> np.ndarray:
+def _var_column(table: AnnData, name: str) -> np.ndarray:
+    """(genes,) a column of `.var`; NaN if the table has none of this name."""
     return table.var[name].to_numpy(float) if name in table.var else np.full(table.n_vars, np.nan)
 
 
 def _number(value: float) -> float | None:
+    """A number as JSON has it: `None` where it is not known."""
     return round(float(value), 4) if np.isfinite(value) else None
 
 
@@ -133,11 +136,15 @@ def _multiples(values: np.ndarray, decimals: int) -> np.ndarray:
 
 
 def _int16(multiples: np.ndarray) -> np.ndarray:
+    """Multiples of the last decimal as they are stored, in 16 bits."""
     return np.where(np.isfinite(multiples), multiples, _MISSING).astype(np.int16)
 
 
-def _distances(intervals: Intervals, prediction: np.ndarray, decimals: int) -> dict[str, np.ndarray]:
-    """Bounds with one decimal less than values, as distances from the prediction, the lower relative to the upper."""
+def _bounds(intervals: Intervals, prediction: np.ndarray, decimals: int) -> dict[str, np.ndarray]:
+    """Bounds of intervals, with one decimal less than values, as small numbers, which compress to little.
+
+    `above`: from the prediction to the upper bound. `skew`: how much farther the lower one is, nearly always nothing.
+    """
     centre = np.floor((prediction + 5) / 10)
     lower, upper = (_multiples(bound, decimals - 1) for bound in (intervals.lower, intervals.upper))
     above, below = upper - centre, centre - lower
@@ -145,25 +152,26 @@ def _distances(intervals: Intervals, prediction: np.ndarray, decimals: int) -> d
 
 
 def _neighbours(prediction: Prediction, measured: np.ndarray, n_shown: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """The first rows of each spot by falling weight, and what the genes of all of its rows need to be weighed.
+    """Arrays of the rows that each spot cites: the first `n_shown` by falling weight, and how many there are.
 
-    Also the rows that are shown, as positions in the table's list of cited ones.
+    Also `votes`, the weight of all of its rows that measured each set of genes, by which weights are shared out. With
+    the arrays, the rows that are shown, as positions in the table's list of cited ones.
     """
     rows, weights = prediction.citations()
     order = np.lexsort((rows, -weights), axis=1)[:, :n_shown]
     first = np.take_along_axis(rows, order, axis=1)
     shown = np.unique(first[first >= 0])
     # The distinct sets of genes that were measured, and that of each cited row; no row at all has none of them.
-    masks, pattern = np.unique(measured, axis=0, return_inverse=True)
-    pattern = np.append(pattern.ravel(), -1)
-    votes = [np.where(pattern[rows] == p, weights, 0.0).sum(axis=1, dtype=float) for p in range(len(masks))]
+    masks, mask_of_row = np.unique(measured, axis=0, return_inverse=True)
+    mask_of_row = np.append(mask_of_row.ravel(), -1)
+    votes = [np.where(mask_of_row[rows] == i, weights, 0.0).sum(axis=1, dtype=float) for i in range(len(masks))]
     arrays = {
         "neighbours": np.where(first >= 0, np.searchsorted(shown, first), -1).astype(np.int32),
         "weights": np.take_along_axis(weights, order, axis=1).astype(np.float32),
         "n_cited": (rows >= 0).sum(axis=1).astype(np.int32),
         "votes": np.array(votes, dtype=np.float32),
         "masks": masks.astype(np.uint8),
-        "cited_mask": pattern[shown].astype(np.uint16),
+        "cited_mask": mask_of_row[shown].astype(np.uint16),
     }
     return arrays, shown
 

@@ -33,6 +33,18 @@ _DONORS = 0.1
 _MOST_DIRECTIONS = 4.0
 
 
+def calibrate_raw(embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """All that later tells whether a tile looks like the reference: see the functions below.
+
+    Returns
+    -------
+    What :func:`fit_appearance` gives; `means` (sections, d) of the raw embeddings; and the `threshold`.
+    """
+    parameters = fit_appearance(embedding, sections)
+    threshold = appearance_threshold(embedding, sections, groups, parameters)
+    return {**parameters, "means": section_means(embedding, sections), "threshold": np.float64(threshold)}
+
+
 def fit_appearance(embedding: np.ndarray, sections: np.ndarray) -> dict[str, np.ndarray]:
     r"""Spread and correlation of (m, d) raw embeddings within their sections.
 
@@ -79,7 +91,7 @@ def appearance_distance(
     """
 
     def squared_distances(rows: np.ndarray) -> np.ndarray:
-        return np.stack([_squared(rows, mean, parameters) for mean in means], axis=1)
+        return np.stack([_squared_distance(rows, mean, parameters) for mean in means], axis=1)
 
     squared = in_blocks(squared_distances, np.asarray(embedding, dtype=np.float64), len(means))
     if eligible is not None:
@@ -88,7 +100,7 @@ def appearance_distance(
     return np.sqrt(np.where(np.isfinite(nearest), np.maximum(nearest, 0.0), np.nan))
 
 
-def calibrate_appearance(
+def appearance_threshold(
     embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray, parameters: dict[str, np.ndarray]
 ) -> float:
     r"""The distance beyond which a tile looks like none of the sections, from groups (donors) that are held out.
@@ -129,7 +141,7 @@ def calibrate_appearance(
     return float(np.sqrt(margin * np.mean(quantiles)))
 
 
-def _squared(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
+def _squared_distance(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.ndarray]) -> np.ndarray:
     r"""(n,) squared distance of each tile to one section: :math:`z^\top (I + C)^{-1} z`."""
     z = np.clip((embedding - mean) * _inverse(np.asarray(parameters["scale"])), -CLIP, CLIP)
     together = z @ np.asarray(parameters["axes"])
@@ -137,11 +149,5 @@ def _squared(embedding: np.ndarray, mean: np.ndarray, parameters: dict[str, np.n
 
 
 def _inverse(scale: np.ndarray) -> np.ndarray:
+    """One over the scale of each feature; zero for features that do not vary, which then do not count."""
     return np.divide(1.0, scale, out=np.zeros_like(scale), where=scale > 0)
-
-
-def calibrate_raw(embedding: np.ndarray, sections: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """What a tile's raw embedding is compared with, and the distance beyond which it looks like no section."""
-    parameters = fit_appearance(embedding, sections)
-    threshold = calibrate_appearance(embedding, sections, groups, parameters)
-    return {**parameters, "means": section_means(embedding, sections), "threshold": np.float64(threshold)}

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.eligibility import Eligibility
-
 
 @dataclass(frozen=True)
 class Run:
@@ -153,7 +151,10 @@ class Bank:
 
     @property
     def groups(self) -> np.ndarray:
-        """(m, e) codes of the groups whose rows are not neighbours of each other in training."""
+        """(m, e) codes; in training, rows that share one are not neighbours of each other.
+
+        They are folds and donors. Of a single donor they are folds, or sections if folds are parts of these.
+        """
         if self.donors is not None and self.donors.max(initial=0) > 0:
             return np.stack([self.folds, self.donors], axis=1)
         blocks = self.beside is not None and self.sections.max(initial=0) > 0
@@ -161,12 +162,12 @@ class Bank:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """(m,) rank of each row's id."""
+        """(m,) rank of each row's id, which decides between equal distances."""
         return np.arange(len(self)) if self.ids is None else np.argsort(np.argsort(self.ids, kind="stable"))
 
     @cached_property
     def levels(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of one section and panel: the code of each row's group, and (groups, 2) section and panel of each."""
+        """Groups of rows of one section and panel: (m,) code of each row, and (groups, 2) section and panel."""
         n_panels = len(self.measured)
         groups, codes = np.unique(self.sections * n_panels + self.panels, return_inverse=True)
         return codes, np.stack(np.divmod(groups, n_panels), axis=1)
@@ -211,8 +212,8 @@ class Bank:
     def level(self, shifts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(patterns, genes) mean shift over the rows that may be used, of those that measured each gene.
 
-        Evidence is put back on the mean of these rows. The mean of the whole reference would bring in what must stay
-        out: the query's own donor, or rows that `where` rejects.
+        So the mean of these rows relative to that of the reference, on which evidence is put back. The mean of the
+        whole reference would bring in what must stay out: the query's own donor, or rows that `where` rejects.
 
         Parameters
         ----------
@@ -247,7 +248,7 @@ class Query:
     eligible: Any = None
     """(n, m) rows that each perturbation may use: never the own perturbation in its context."""
     worked: Any = None
-    """What a method has worked out for all of them at once, to be had for `some`."""
+    """What a method has computed once for all queries (`Method.once`), of which `some` takes its part."""
 
     def __len__(self) -> int:
         return len(self.key)
@@ -291,12 +292,12 @@ class Selection:
     nearest: Any = None
     """(n, k) nearest rows, cited or not."""
     level: Any = None
-    """(n,) queries with the same code may use the same rows."""
+    """(n,) pattern of the rows that each query may use: of two queries with one code these are the same."""
     features: Any = None
     """(n, q) features of the queries in the regression of a stack."""
-    distance: Any = None
+    mean_distance: Any = None
     """(n,) mean distance to the nearest rows in phi-space."""
-    unlike: Any = None
+    appearance_distance: Any = None
     """(n,) distance in appearance over its threshold."""
     query: Any = None
     """Of perturbations: what was asked for."""
@@ -323,11 +324,3 @@ class Answer(NamedTuple):
     """Weighted average of the shifts of their sections, which is taken off it."""
     explained: np.ndarray | None = None
     """(n,) share of a perturbation's embedding that the usable rows span, by which all beside the mean is scaled."""
-
-
-def eligible_counts(eligibility: Eligibility, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(patterns, groups) eligible rows of each group, for queries with the same ones, and the pattern of each query."""
-    first, pattern = eligibility.patterns()
-    masks = eligibility.of_groups().mask(first, slice(None))
-    counts = [np.bincount(codes[mask], minlength=codes.max() + 1) for mask in masks]
-    return np.stack(counts), pattern

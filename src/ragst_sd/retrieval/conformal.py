@@ -18,12 +18,13 @@ class IntervalRule:
     levels: np.ndarray
     units: np.ndarray
     quantiles: np.ndarray
-    """(genes, L)"""
+    """(genes, L) of the scores at each of the levels."""
     quantile: np.ndarray
-    """(genes,) of this level."""
+    """(genes,) at this level."""
     floor: np.ndarray
-    """(genes,)"""
+    """(genes,) smallest spread that is believed: see :func:`interval_scale`."""
     far: float
+    """Distance from which on intervals widen: see :func:`interval_scale`."""
 
 
 def interval_scale(disagreement: np.ndarray, floor: np.ndarray, distance: np.ndarray, far: float) -> np.ndarray:
@@ -141,18 +142,23 @@ def _at_least(probability: np.ndarray, rank: np.ndarray) -> np.ndarray:
 
 
 def limits_around(
-    rule: IntervalRule, prediction: np.ndarray, disagreement: np.ndarray, distance: np.ndarray, unlike: np.ndarray
+    rule: IntervalRule,
+    prediction: np.ndarray,
+    disagreement: np.ndarray,
+    distance: np.ndarray,
+    appearance_distance: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n, genes) float32 lower and upper limits around predictions.
 
     Parameters
     ----------
-    distance, unlike
+    distance, appearance_distance
         (n,) distance in phi-space, and that in appearance over its threshold.
     """
     scale = interval_scale(disagreement, rule.floor, distance, rule.far)
     # Tissue that looks unlike every section is no better known than tissue far away in phi-space.
-    half = rule.quantile * scale * np.maximum(1.0, np.nan_to_num(unlike, nan=1.0))[:, None].astype(np.float32)
+    wider = np.maximum(1.0, np.nan_to_num(appearance_distance, nan=1.0))[:, None]
+    half = rule.quantile * scale * wider.astype(np.float32)
     prediction = prediction.astype(np.float32)
     # Expression is not negative; a prediction may be.
     return np.maximum(prediction - half, np.minimum(prediction, 0)), prediction + half

@@ -12,6 +12,7 @@ class Eligibility:
     """Which rows of the bank each query may use.
 
     A row is eligible if `allowed` says so, it shares none of the query's groups, and it is not the query itself.
+    Queries with the same groups may use the same rows, but for their own: they have one *pattern*.
     """
 
     query_groups: np.ndarray
@@ -55,17 +56,23 @@ class Eligibility:
         return replace(self, allowed=limited) if limited.any() else self
 
     def patterns(self) -> tuple[np.ndarray, np.ndarray]:
-        """One query of each set of queries that may use the same rows but their own, and (n,) the set of each query."""
+        """(patterns,) a query of each pattern, and (n,) the pattern of each query."""
         if not self.query_groups.shape[1]:
             return np.zeros(min(1, len(self.query_groups)), dtype=np.int64), np.zeros(len(self.query_groups), np.int64)
-        _, first, inverse = np.unique(self.query_groups, axis=0, return_index=True, return_inverse=True)
-        return first, inverse.ravel()
+        _, first, pattern = np.unique(self.query_groups, axis=0, return_index=True, return_inverse=True)
+        return first, pattern.ravel()
+
+    def pattern_masks(self) -> np.ndarray:
+        """(patterns, m) rows that the queries of each pattern may use, their own row among them."""
+        return self.of_groups().mask(self.patterns()[0], slice(None))
+
+    def count_by(self, codes: np.ndarray) -> np.ndarray:
+        """(patterns, groups) number of these rows in each group of rows, whose codes are (m,)."""
+        return np.stack([np.bincount(codes[mask], minlength=codes.max() + 1) for mask in self.pattern_masks()])
 
     def count(self) -> np.ndarray:
         """(n,) number of eligible rows of each query."""
-        first, inverse = self.patterns()
-        others = self.of_groups()
-        counts = np.asarray([others.mask(np.array([i]), slice(None)).sum() for i in first], dtype=np.int64)[inverse]
+        counts = self.pattern_masks().sum(axis=1)[self.patterns()[1]]
         if self.itself is not None:
             known = np.flatnonzero(self.itself >= 0)
             row = self.itself[known]

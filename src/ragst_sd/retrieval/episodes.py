@@ -12,10 +12,10 @@ from ragst_sd.retrieval.loop import section_correlation
 from ragst_sd.retrieval.model import Member
 from ragst_sd.retrieval.training import standardised_targets, within_section_pearson
 
-_BATCH = 256
-_BANK = 4096
-_SCORED = 1024
-_WARM, _COLD = 1.0, 0.2
+# Queries of a batch, rows that they retrieve from, and queries that are scored, at most.
+_BATCH, _BANK, _SCORED = 256, 4096, 1024
+# Temperature of the gate `gumbel` at the first and at the last step.
+_FIRST_TEMPERATURE, _LAST_TEMPERATURE = 1.0, 0.2
 
 
 class Episodes:
@@ -62,7 +62,10 @@ class Episodes:
         self.kinds, self.kind = tensor(training.groups, torch.long).unique(dim=0, return_inverse=True)
 
     def batches(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Rows in random order of sections, whole sections together, so that correlations within them can be taken."""
+        """The rows in batches of whole sections, in random order, so that correlations within sections can be taken.
+
+        Of a section with more rows than a batch holds, some are drawn.
+        """
         sections = self.sections.cpu().numpy()[rows]
         batches: list[np.ndarray] = []
         open_batch: list[np.ndarray] = []
@@ -108,7 +111,8 @@ class Episodes:
         bank = np.arange(len(self.x))
         if len(bank) > _BANK:
             bank = np.sort(self.random.choice(len(bank), _BANK, replace=False))
-        temperature = _WARM + (_COLD - _WARM) * progress if self.options.gate == "gumbel" else None
+        cooled = _FIRST_TEMPERATURE + (_LAST_TEMPERATURE - _FIRST_TEMPERATURE) * progress
+        temperature = cooled if self.options.gate == "gumbel" else None
         evidence, weights = self.predict(member, queries, bank, temperature)
         target, sections = self.y[torch.as_tensor(queries, device=self.y.device)], self.sections[queries]
         loss = torch.nn.functional.mse_loss(evidence, target)
@@ -126,7 +130,7 @@ class Episodes:
         return torch.cat(parts).cpu().numpy().astype(np.float64)
 
     def score(self, member: Member, queries: np.ndarray, bank: np.ndarray) -> float:
-        """Within-section Pearson of the evidence of held-out queries, of some where there are many."""
+        """Within-section Pearson of the evidence of held-out queries; of every k-th one where they are many."""
         queries = queries[:: -(-len(queries) // _SCORED)]
         index = torch.as_tensor(queries, device=self.y.device)
         return within_section_pearson(

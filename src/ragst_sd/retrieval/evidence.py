@@ -18,8 +18,8 @@ import torch
 
 from ragst_sd.retrieval.bank import Answer, Selection
 from ragst_sd.retrieval.blocks import known_sum, product_in_blocks
+from ragst_sd.retrieval.cited_sums import cited_sums
 from ragst_sd.retrieval.gate import normalised
-from ragst_sd.retrieval.sparse_product import cited_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     Adjustment = Callable[[Mapping[str, Any], Bank, Selection], np.ndarray]
 
+# Values of rows of a tensor that are gathered at once.
 _GATHERED_VALUES = 2**28
 
 
@@ -59,14 +60,14 @@ def weighted_average(
     float32 (n, g).
     """
     weights = np.where(rows >= 0, weights, 0.0).astype(np.float32)
-    sums = _gathered if isinstance(values, torch.Tensor) else cited_sums
-    return _per_vote(sums(rows, weights, values), rows, weights, panels, measured)
+    sums = _sums_on_device if isinstance(values, torch.Tensor) else cited_sums
+    return _mean_of_measured(sums(rows, weights, values), rows, weights, panels, measured)
 
 
-def _per_vote(
+def _mean_of_measured(
     total: np.ndarray, rows: np.ndarray, weights: np.ndarray, panels: np.ndarray | None, measured: np.ndarray | None
 ) -> np.ndarray:
-    """Weighted sums over the weights of the rows that measured each gene; NaN where none did."""
+    """(n, g) weighted sums over the weights of the rows that measured each gene; NaN where none did."""
     if measured is not None and panels is not None and not measured.all():
         panel = np.where(rows >= 0, panels[np.maximum(rows, 0)], 0)
         of_panel = np.stack([np.where(panel == p, weights, 0).sum(axis=1) for p in range(len(measured))], axis=1)
@@ -109,19 +110,20 @@ def disagreement(
     of_panels = {"panels": bank.panels, "measured": bank.measured}
     if average is None:
         average = weighted_average(rows, weights, bank.values, **of_panels)
-    first, weights = average.astype(np.float64), np.where(rows >= 0, weights, 0.0)
-    cited = weights.astype(np.float32)
-    nothing = np.zeros((bank.sections.max() + 1, average.shape[1]))
-    squares = cited_sums(rows, cited, bank.values, (bank.sections, nothing if shifts is None else shifts))
-    second = _per_vote(squares, rows, cited, **of_panels)
+    # The mean of z^2 less the square of the mean of z, with z^2 = y (y - 2 delta) + delta^2.
+    mean, weights = average.astype(np.float64), np.where(rows >= 0, weights, 0.0)
+    single = weights.astype(np.float32)
+    without = np.zeros((bank.sections.max() + 1, average.shape[1]))
+    squares = cited_sums(rows, single, bank.values, (bank.sections, without if shifts is None else shifts))
+    mean_square = _mean_of_measured(squares, rows, single, **of_panels)
     if shifts is not None:
-        first -= weighted_shift(rows, weights, bank.sections, shifts, **of_panels) if shift is None else shift
-        second += weighted_shift(rows, weights, bank.sections, shifts**2, **of_panels)
+        mean -= weighted_shift(rows, weights, bank.sections, shifts, **of_panels) if shift is None else shift
+        mean_square += weighted_shift(rows, weights, bank.sections, shifts**2, **of_panels)
     # In place: these are the largest arrays of a prediction.
-    np.square(first, out=first)
-    second -= first
-    np.maximum(second, 0.0, out=second)
-    return np.sqrt(second, out=second).astype(np.float32)
+    np.square(mean, out=mean)
+    variance = np.subtract(mean_square, mean, out=mean_square)
+    np.maximum(variance, 0.0, out=variance)
+    return np.sqrt(variance, out=variance).astype(np.float32)
 
 
 def weighted_shift(
@@ -163,8 +165,8 @@ def weighted_shift(
     return np.divide(out, total, out=np.full(total.shape, np.nan), where=total > 0)
 
 
-def _gathered(rows: np.ndarray, weights: np.ndarray, values: torch.Tensor) -> np.ndarray:
-    """Weighted sums of rows of a tensor, where it lies."""
+def _sums_on_device(rows: np.ndarray, weights: np.ndarray, values: torch.Tensor) -> np.ndarray:
+    """The same sums as :func:`cited_sums`, of rows of a tensor on the device where it lies."""
     index, weight = (torch.from_numpy(a).to(values.device) for a in (np.maximum(rows, 0), weights))
     step = max(1, _GATHERED_VALUES // max(1, rows.shape[1] * values.shape[1]))
     parts = [

@@ -95,7 +95,8 @@ def include(margin: Tensor, temperature: float | None = None) -> Tensor:
 
 
 GATES: dict[str, Callable[..., Tensor]] = {"softmax": softmax, "entmax": entmax, "gumbel": gumbel}
-"""By name: (logits (n, K), -inf for absent candidates; null (n, 1) or `None`.
+"""By name, functions (logits, null, temperature) -> weights (n, K).
 
-Temperature, `None` at prediction) -> weights.
+Logits are (n, K), minus infinity for absent candidates. `null` is the logit of a null slot, (n, 1), or `None`;
+`temperature` is `None` at prediction.
 """

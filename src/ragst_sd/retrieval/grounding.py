@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ragst_sd.retrieval import appearance
-from ragst_sd.retrieval.bank import Bank, Selection, eligible_counts
+from ragst_sd.retrieval.bank import Bank, Selection
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.evidence import effective_n
 from ragst_sd.retrieval.search import search
@@ -57,26 +57,26 @@ def grounding_of(
     raw
         (n, d) embeddings as they were made; without them only distances in phi-space are judged.
     """
-    fit, far = bank.fit, None
+    fit, appearance_distance = bank.fit, None
     threshold = float(fit.distance_threshold)
-    out = np.isfinite(threshold) & (distance > threshold)
+    out_of_reference = np.isfinite(threshold) & (distance > threshold)
     if raw is not None:
-        look = fit.appearance
-        rows, pattern = eligible_counts(eligibility, bank.sections)
-        far = appearance.appearance_distance(raw, np.asarray(look["means"]), look, (rows > 0)[pattern])
-        far = far / float(look["threshold"])
-        out = out | (far > 1)
+        known, pattern = fit.appearance, eligibility.patterns()[1]
+        may_use = (eligibility.count_by(bank.sections) > 0)[pattern]
+        apart = appearance.appearance_distance(raw, np.asarray(known["means"]), known, may_use)
+        appearance_distance = apart / float(known["threshold"])
+        out_of_reference = out_of_reference | (appearance_distance > 1)
     return Grounding(
         effective_n=effective_n(selection.weights),
-        n_donors=_distinct(used, np.asarray(bank.donors)),
+        n_donors=_n_distinct(used, np.asarray(bank.donors)),
         distance=distance,
         distance_percentile=distance_percentile(distance, np.asarray(fit.distance_quantiles)),
-        out_of_reference=out,
-        appearance_distance=far,
+        out_of_reference=out_of_reference,
+        appearance_distance=appearance_distance,
     )
 
 
-def _distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def _n_distinct(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """Number of distinct groups among the rows of each query, -1 left out."""
     codes = np.sort(np.where(rows >= 0, groups[np.maximum(rows, 0)], -1), axis=1)
     new = np.diff(codes, axis=1, prepend=-1) != 0
@@ -93,7 +93,7 @@ def distance_in_phi(fit: Any, nearby: np.ndarray, eligibility: Eligibility) -> n
 def calibrate_grounding(
     queries: np.ndarray, key: np.ndarray, groups: np.ndarray, n_neighbors: int, metric: str
 ) -> dict[str, Any]:
-    """Distances of rows, as queries, to their nearest rows of other groups: the same share of these as of all rows."""
+    """The calibration of distances: how far rows, as held-out queries, lie from rows of other groups."""
     eligibility = Eligibility(groups, groups, np.ones(len(key), dtype=bool))
     count = neighbours_to_compare(n_neighbors, eligibility.count(), len(key))
     nearby = search(queries, key, int(count.max()), eligibility=eligibility, metric=metric)

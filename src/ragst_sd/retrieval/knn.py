@@ -21,6 +21,7 @@ from ragst_sd.retrieval.training import dense, measured_everywhere, variable_gen
 
 logger = logging.getLogger(__name__)
 
+# Genes whose predictions make up the space of `knn_supervised`.
 _GENES = 250
 
 
@@ -39,7 +40,7 @@ class KnnOptions(CitingOptions):
         `"distance"`: :math:`w_j \propto \exp(-s\,d_j^2/d_K^2)` with the distance :math:`d_K` of the
         farthest candidate; or `"uniform"`.
     sharpness
-        The s of it.
+        The s of `"distance"`: larger values give the nearest rows more.
     """
 
     weighting: str = choice("distance", "distance", "uniform")
@@ -86,19 +87,19 @@ def fit_supervised(training: Bank, *, alphas: Sequence[float]) -> dict[str, np.n
     `map` (p, q) and `alpha`. If ridge predicts the same everywhere, the map is the identity, which is logged.
     """
     key = training.key
-    candidates = measured_everywhere(training, "knn_supervised")
-    genes = variable_genes(training.values, np.arange(len(key)), candidates, _GENES)
+    everywhere = measured_everywhere(training, "knn_supervised")
+    genes = variable_genes(training.values, np.arange(len(key)), everywhere, _GENES)
     fitted = fit_ridge(training, alphas=alphas)
     sd = dense(training.values[:, genes]).std(axis=0)
     varies = sd > 1e-9
-    mapped = _compressed(fitted["coefficients"][:, genes[varies]] / sd[varies])
-    if mapped.shape[1] == 0:
+    to_phi = _compressed(fitted["coefficients"][:, genes[varies]] / sd[varies])
+    if to_phi.shape[1] == 0:
         logger.warning("Ridge predicts the same for every row: neighbours are searched in the embedding itself.")
-        mapped = np.eye(key.shape[1])
-    mean_square = (product_in_blocks(key, mapped) ** 2).sum(axis=1).mean()
+        to_phi = np.eye(key.shape[1])
+    mean_square = (product_in_blocks(key, to_phi) ** 2).sum(axis=1).mean()
     if mean_square > 0:
-        mapped = mapped / np.sqrt(mean_square)
-    return {"map": mapped, "alpha": fitted["alpha"]}
+        to_phi = to_phi / np.sqrt(mean_square)
+    return {"map": to_phi, "alpha": fitted["alpha"]}
 
 
 def supervised_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:

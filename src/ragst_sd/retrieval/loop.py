@@ -1,4 +1,4 @@
-"""Gradient descent that ends in its best state: on a held-out score, through an interrupt, from one seed."""
+"""Gradient descent that ends in its best state, by a held-out score and also when interrupted, and what it needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from ragst_sd.retrieval.training import mean_over_groups
 logger = logging.getLogger(__name__)
 
 # A score that rises by less is as good as before.
-_RISES = 1e-3
-_BETAS, _TINY = (0.9, 0.999), 1e-8
+_LEAST_RISE = 1e-3
+# Decay of the two averages of AdamW, and what keeps it from dividing by zero.
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8
 # A gene that varies less does not vary.
-_VARIES = 1e-8
+_LEAST_VARIANCE = 1e-8
 
 
 @dataclass
@@ -54,6 +55,7 @@ class AdamW:
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> None:
+        # Each with the running means of its gradient and of the square of it.
         self.held = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
         self.lr, self.weight_decay, self.taken = lr, weight_decay, 0
 
@@ -66,14 +68,15 @@ class AdamW:
     def step(self) -> None:
         """Take one step."""
         self.taken += 1
-        rate, spread = (1 - beta**self.taken for beta in _BETAS)
+        # Both means started at zero.
+        mean_weight, square_weight = (1 - beta**self.taken for beta in _BETAS)
         for parameter, mean, square in self.held:
             if parameter.grad is None:
                 continue
             mean.lerp_(parameter.grad, 1 - _BETAS[0])
             square.mul_(_BETAS[1]).addcmul_(parameter.grad, parameter.grad, value=1 - _BETAS[1])
             parameter.mul_(1 - self.lr * self.weight_decay)
-            parameter.addcdiv_(mean, (square / spread).sqrt_().add_(_TINY), value=-self.lr / rate)
+            parameter.addcdiv_(mean, (square / square_weight).sqrt_().add_(_EPSILON), value=-self.lr / mean_weight)
 
 
 @one_thread()
@@ -140,12 +143,12 @@ def optimise(
             history.scores.append((taken, now))
             if bar is not None:
                 bar.set_postfix_str(f"held-out score {now:.3f}")
-            if now > history.best_score or history.best_score != history.best_score:
+            if now > history.best_score or np.isnan(history.best_score):
                 history.best_step, history.best_score = taken, now
                 best = copy.deepcopy(model.state_dict())
             if patience is not None and len(history.scores) > patience:
-                before = max(then for _, then in history.scores[:-patience])
-                if not history.best_score > before + _RISES:
+                best_before = max(earlier for _, earlier in history.scores[:-patience])
+                if not history.best_score > best_before + _LEAST_RISE:
                     break
     except KeyboardInterrupt:
         history.interrupted = True
@@ -164,7 +167,7 @@ def optimise(
 def best_step(histories: Sequence[History], default: int) -> tuple[int, float]:
     """Steps at which the mean held-out score is best, and that score; `default` and NaN where nothing was scored.
 
-    Looked at as far as all runs that were scored at all were scored.
+    Runs without scores do not count, and of the others only the steps that all of them reached.
     """
     curves = [np.asarray(history.scores) for history in histories if history.scores]
     length = min(map(len, curves), default=0)
@@ -193,11 +196,12 @@ def section_correlation(pred: Tensor, target: Tensor, sections: Tensor) -> Tenso
     member = torch.nn.functional.one_hot(codes).to(pred.dtype)
     count = member.sum(dim=0)[:, None]
     # A product with the membership sums over sections in one fixed order, which scattered additions on a GPU do not.
-    b = target - member @ (member.T @ target / count)
-    spread_b = member.T @ (b * b) / count
+    centred = target - member @ (member.T @ target / count)
+    variance = member.T @ (centred * centred) / count
     # Products with what is centred need not be centred themselves, which spares passes over all values.
-    spread_a = (member.T @ (pred * pred) / count - (member.T @ pred / count) ** 2).clamp_min(0)
-    correlation = (member.T @ (pred * b) / count) * ((spread_a + _VARIES) * (spread_b + _VARIES)).rsqrt()
-    compared = (spread_b > _VARIES) & (count > 2)
+    pred_variance = (member.T @ (pred * pred) / count - (member.T @ pred / count) ** 2).clamp_min(0)
+    norm = ((pred_variance + _LEAST_VARIANCE) * (variance + _LEAST_VARIANCE)).rsqrt()
+    correlation = (member.T @ (pred * centred) / count) * norm
+    compared = (variance > _LEAST_VARIANCE) & (count > 2)
     per_section = (correlation * compared).sum(dim=1) / compared.sum(dim=1).clamp_min(1)
     return per_section.sum() / compared.any(dim=1).sum().clamp_min(1)

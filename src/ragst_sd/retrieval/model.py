@@ -53,9 +53,9 @@ class Conditioning(nn.Module):
     def forward(self, query: Tensor, candidates: Tensor, state: Tensor) -> Tensor:
         """(n, q), (n, K, q) and (n, s) to (n, K)."""
         n, k, _ = candidates.shape
-        spread = [part[:, None, :].expand(n, k, -1) for part in (query, state)]
-        seen = torch.cat([candidates, spread[0], spread[0] - candidates, spread[1]], dim=2)
-        return self.outer(nn.functional.gelu(self.inner(seen)))[..., 0]
+        query, state = (part[:, None, :].expand(n, k, -1) for part in (query, state))
+        inputs = torch.cat([candidates, query, query - candidates, state], dim=2)
+        return self.outer(nn.functional.gelu(self.inner(inputs)))[..., 0]
 
 
 class Member(nn.Module):
@@ -94,7 +94,7 @@ class Member(nn.Module):
     def logits_of_distances(
         self, squared: Tensor, query: Tensor, candidates: Tensor | None, state: Tensor, absent: Tensor | None = None
     ) -> Tensor:
-        """The same where squared distances are known; `candidates` are needed only by a conditioned gate."""
+        """The same from (n, K) squared distances; `candidates` are needed only by a gate that looks at them."""
         if absent is not None:
             squared = squared.masked_fill(absent, 0.0)
         farthest = squared.max(dim=1, keepdim=True).values

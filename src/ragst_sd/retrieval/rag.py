@@ -1,4 +1,4 @@
-"""Learned retrieval: members trained on episodes, stopped on held-out groups, searched side by side."""
+"""The method `rag`: members that learn phi and the gate from episodes, and beside them the regression."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ragst_sd.retrieval.options import CitingOptions, choice, count, not_negativ
 from ragst_sd.retrieval.regression import fit_regression, regression_features
 from ragst_sd.retrieval.stack import nothing_cited, stacked
 from ragst_sd.retrieval.training import held_out_splits, section_shifts
-from ragst_sd.retrieval.type_filter import fit_types, typed_queries
+from ragst_sd.retrieval.type_inputs import fit_types, typed_queries
 
 logger = logging.getLogger(__name__)
 
@@ -90,9 +90,11 @@ class RagOptions(CitingOptions):
     regression: bool = switch(default=True)
 
 
+# Steps between two scores of a held-out group.
 _EVERY = 10
 # Scores over which the best one has to rise, or training ends.
 _PATIENCE = 3
+# Numbers that a processor multiplies at once: inputs are filled up to whole multiples.
 _LANES = 8
 
 
@@ -111,13 +113,11 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
     """
     options, key = run.options, training.key
     input_scale = float(np.sqrt((key**2).mean())) or 1.0
-    types: dict[str, Any] = {}
-    of_queries = of_rows = key[:, :0]
-    if options.cell_types:
-        of_queries, of_rows, types = fit_types(training)
-    queries, rows = (np.concatenate([part, key], axis=1) / input_scale for part in (of_queries, of_rows))
-    episodes = Episodes(training, queries, run, candidates, rows, of_rows.shape[1])
-    steps, training_record, splits, evidence = _steps(episodes, training, run)
+    # Cell types stand before the components, of queries as they are predicted, of rows as they are known.
+    query_types, row_types, types = fit_types(training) if options.cell_types else (key[:, :0], key[:, :0], {})
+    queries, rows = (np.concatenate([part, key], axis=1) / input_scale for part in (query_types, row_types))
+    episodes = Episodes(training, queries, run, candidates, rows, row_types.shape[1])
+    steps, training_record, splits, evidence = _choose_steps(episodes, training, run)
     members: list[Member] = []
     # Who interrupts the search for the number of steps wants an end: one member then, and no unfinished one beside it.
     n_seeds = 1 if training_record["interrupted"] else options.n_seeds
@@ -145,15 +145,12 @@ def fit_rag(training: Bank, run: Run, *, candidates: str = "nearest") -> dict[st
 
 
 def rag_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
-    """Place principal components in phi-space, (n, members * n_latent), with the types they speak of if those count."""
+    """Queries in phi-space, (n, members * n_latent), from principal components, and from types if these count."""
     return _in_phi(parameters, typed_queries(parameters, key))
 
 
-def rag_bank(parameters: Mapping[str, Any], training: Bank) -> np.ndarray | None:
-    """The rows in phi-space, with their own types.
-
-    None where types do not count, and rows are placed as queries are.
-    """
+def rag_phi_of_rows(parameters: Mapping[str, Any], training: Bank) -> np.ndarray | None:
+    """Rows in phi-space, with their own types; `None` where types do not count, and rows are placed as queries are."""
     if "types_map" not in parameters:
         return None
     return _in_phi(parameters, np.concatenate([fit_types(training)[1], training.key], axis=1))
@@ -179,7 +176,7 @@ def _in_phi(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
 
 
 def select(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Selection:
-    """The candidates with the largest weights of the gate; none where the regression says all."""
+    """The candidates with the largest weights of the gate; none where the share of retrieval is zero for all genes."""
     if not np.any(parameters.get("retrieval_share", 1)):
         return nothing_cited(query)
     return cite(query, gate_weights(parameters, bank.key, query))
@@ -191,40 +188,44 @@ def gate_weights(parameters: Mapping[str, Any], key: np.ndarray, query: Query) -
     n_phi, n_state = query.key.shape[1], query.state.shape[1]
 
     def weigh(block: np.ndarray) -> np.ndarray:
-        asked, state, numbers = np.split(block, [n_phi, n_phi + n_state], axis=1)
-        rows = numbers.astype(np.int64)
+        phi, state, stored_rows = np.split(block, [n_phi, n_phi + n_state], axis=1)
+        rows = stored_rows.astype(np.int64)
         absent = torch.from_numpy(rows < 0)
         # A query without any candidate would divide by zero.
         empty = absent.all(dim=1, keepdim=True)
-        of_query, candidates, around = map(torch.from_numpy, (asked, key[np.maximum(rows, 0)], state))
+        queries, candidates, states = map(torch.from_numpy, (phi, key[np.maximum(rows, 0)], state))
         with torch.no_grad():
-            weights = gate(model.logits(of_query, candidates, around, absent & ~empty), model.null)
+            weights = gate(model.logits(queries, candidates, states, absent & ~empty), model.null)
         return weights.masked_fill(empty, 0.0).numpy()
 
     rows = query.candidates.rows
     return in_blocks(weigh, np.concatenate([query.key, query.state, rows], axis=1), rows.shape[1])
 
 
-def _steps(
+def _choose_steps(
     episodes: Episodes, training: Bank, run: Run
 ) -> tuple[int, dict[str, Any], list[tuple[np.ndarray, np.ndarray]], list[np.ndarray]]:
-    """Steps at which the mean inner score is best, what a fit keeps of it, and the held-out rows with evidence."""
-    splits = held_out_splits(training)
-    most = run.options.max_steps
+    """Train once for each held-out group, to find the number of steps that scores best.
+
+    Returns
+    -------
+    This number, what a fit keeps of the search, the splits that were trained on, and evidence of their held-out rows.
+    """
+    splits, max_steps = held_out_splits(training), run.options.max_steps
     histories: list[History] = []
     evidence: list[np.ndarray] = []
     for i, (inner, held) in enumerate(splits):
         label = f"{run.held_out} held out: {i + 1} of {len(splits)}"
-        member, history = _train(episodes, inner, run, seed=run.rng, steps=most, label=label, held=held)
+        member, history = _train(episodes, inner, run, seed=run.rng, steps=max_steps, label=label, held=held)
         histories.append(history)
         with seeded(run.rng):
             evidence.append(episodes.evidence(member, held, inner))
         if history.interrupted:
             break
-    steps, score = best_step(histories, most)
+    steps, score = best_step(histories, max_steps)
     if not splits:
-        logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", most)
-    logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, most, score)
+        logger.warning("No inner group of three rows or more could be held out: all %d steps are taken.", max_steps)
+    logger.info("Inner groups score best after %d of %d steps (Pearson %.3f).", steps, max_steps, score)
     interrupted = any(history.interrupted for history in histories)
     record = {"training_steps": steps, "inner_score": np.float64(score), "interrupted": interrupted}
     return steps, record, splits[: len(evidence)], evidence
@@ -240,16 +241,13 @@ def _train(
     label: str,
     held: np.ndarray | None = None,
 ) -> tuple[Member, History]:
-    """One member, trained on queries `rows`.
-
-    Scored on `held` rows, which retrieve from `rows`, where they are given.
-    """
+    """One member, trained on `rows` as queries, and scored on `held` rows, which retrieve from `rows`, where given."""
     options = run.options
     with seeded(seed):
         member = Member(
             episodes.x.shape[1],
             episodes.state.shape[1],
-            # Types stand before the components, so that the identity that phi starts from takes all of them in.
+            # As types stand before the components, the identity that phi starts from takes all of them in.
             n_phi=options.n_latent + episodes.n_types,
             hidden=options.hidden,
             gate_hidden=options.gate_hidden,
@@ -258,14 +256,14 @@ def _train(
         ).to(run.device)
         optimiser = AdamW(member.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         episodes.random = np.random.default_rng(seed)
-        waiting: list[np.ndarray] = []
+        batches: list[np.ndarray] = []
 
         def step(i: int) -> torch.Tensor:
-            if not waiting:
-                waiting.extend(episodes.batches(rows))
-            return episodes.loss(member, waiting.pop(), i / max(1, steps - 1))
+            if not batches:
+                batches.extend(episodes.batches(rows))
+            return episodes.loss(member, batches.pop(), i / max(1, steps - 1))
 
-        done = optimise(
+        history = optimise(
             member,
             step,
             optimiser,
@@ -278,7 +276,7 @@ def _train(
         )
         with torch.no_grad():
             member.scale.copy_(member(episodes.x).pow(2).sum(dim=1).mean().sqrt().clamp_min(1e-12))
-    return member, done
+    return member, history
 
 
 RAG = Method(
@@ -287,7 +285,7 @@ RAG = Method(
     select=select,
     answer=stacked,
     place=rag_phi,
-    place_rows=rag_bank,
+    place_rows=rag_phi_of_rows,
     regress=regression_features,
     per_gene=("retrieval_share", "regression_coefficients", "regression_intercept", "adjustment_out"),
     learns="values",

@@ -47,10 +47,10 @@ _FEATURES = 256
 # Rows that are made dense at once, which stay in the processor's cache.
 _BLOCK = 256
 # A share of zero would leave a prediction without sources.
-_LEAST = 0.05
+_LEAST_SHARE = 0.05
 _LARGEST_SCALE = 2.0
 # Steps of the penalties, one decade, that are taken for a new donor at most: blocks of few spots say little.
-_STEPS = 2
+_MOST_STEPS = 2
 
 
 @one_thread()
@@ -82,51 +82,24 @@ def fit_regression(
     features, `alpha`, `scale`, `coefficients` (q, g), `intercept` (g,), and `scores`, the held-out ones of retrieval,
     of regression and of both.
     """
-    kernels = (_linear(training.key), _rational_quadratic(training.key, rng))
-    share, scores = float(evidence is not None), np.full(3, np.nan)
-    alpha, scale, chosen = float(np.median(_ALPHAS)), 1.0, kernels[0]
-    if splits:
-        curves = []
-        for kernel in kernels:
-            z = regression_features(kernel, training.key).astype(np.float64)
-            curves.append(_score_alphas(z, targets, splits, training.sections))
-        places = [int(np.nanargmax(mean_over_groups(curve, len(_ALPHAS)))) for curve in curves]
-        linear, curved = (np.asarray(curve)[:, place] for curve, place in zip(curves, places, strict=True))
-        # Far from all landmarks the kernel says nothing: a gain in some groups alone need not carry over to the next.
-        best = int(not (curved <= linear).any())
-        if not best and (training.donors is None or len(np.unique(training.donors)) < 2):
-            places[0] = largest_penalty(np.asarray(curves[0]), places[0])
-        chosen, alpha = kernels[best], float(_ALPHAS[places[best]])
-        scores[1] = mean_over_groups(curves[best], len(_ALPHAS))[places[best]]
-        z = regression_features(chosen, training.key).astype(np.float64)
-        smooth = [next(_held_out(z, targets, inner, held, [alpha])) for inner, held in splits]
-        truth = [targets[held] for _, held in splits]
-        scale = regression_scale(smooth, truth)
-        smooth = [scale * part for part in smooth]
+    parameters, regressed, score = _choose_regression(training, targets, splits, rng)
+    share, scores = float(evidence is not None), np.array([np.nan, score, np.nan])
     if splits and evidence is not None:
-        share = share_of_retrieval(evidence, smooth, truth)
+        truth = [targets[held] for _, held in splits]
+        share = share_of_retrieval(evidence, regressed, truth)
         mixed = [
             [within_section_pearson(a * w + (1 - a) * h, y, training.sections[held]) for a in (1, 0, share)]
-            for w, h, y, (_, held) in zip(evidence, smooth, truth, splits, strict=True)
+            for w, h, y, (_, held) in zip(evidence, regressed, truth, splits, strict=True)
         ]
         scores = mean_over_groups(mixed, 3)
         logger.info(
             "Held-out groups: retrieval scores %.3f, regression %.3f, %.0f %% retrieval with regression %.3f.",
-            scores[0],
-            scores[1],
-            100 * share,
-            scores[2],
+            *(scores[0], scores[1], 100 * share, scores[2]),
         )
-    parameters = {
-        **chosen,
-        "regression_alpha": np.float64(alpha),
-        "regression_scale": np.float64(scale),
-        "regression_scores": scores,
-    }
+    parameters["regression_scores"] = scores
     z = regression_features(parameters, training.key).astype(np.float64)
-    of_all = _inverse(parameters, z, np.arange(len(z)))
     # Kept, so that one value is resolved into rows without products over all of them.
-    parameters["regression_centre"], parameters["regression_inverse"] = of_all
+    parameters["regression_centre"], parameters["regression_inverse"] = _inverse(parameters, z, np.arange(len(z)))
     coefficients, intercept = solve_regression(parameters, training, z, shifts)
     return {
         **parameters,
@@ -134,6 +107,33 @@ def fit_regression(
         "regression_coefficients": coefficients.astype(np.float32),
         "regression_intercept": intercept,
     }
+
+
+def _choose_regression(
+    training: Bank, targets: np.ndarray, splits: Splits, rng: int
+) -> tuple[dict[str, Any], list[np.ndarray], float]:
+    """The features, penalty and scale that suit held-out groups best, what is predicted of these, and its score.
+
+    Where nothing could be held out, principal components, the middle penalty, no predictions and NaN.
+    """
+    kernels = (_linear(training.key), _rational_quadratic(training.key, rng))
+    chosen, alpha, scale, score, regressed = kernels[0], float(np.median(_ALPHAS)), 1.0, np.nan, []
+    if splits:
+        curves = [_score_alphas(training, kernel, targets, splits) for kernel in kernels]
+        places = [int(np.nanargmax(mean_over_groups(curve, len(_ALPHAS)))) for curve in curves]
+        linear, curved = (np.asarray(curve)[:, place] for curve, place in zip(curves, places, strict=True))
+        # Far from all landmarks the kernel says nothing: a gain in some groups alone need not carry over to the next.
+        best = int(not (curved <= linear).any())
+        if not best and (training.donors is None or len(np.unique(training.donors)) < 2):
+            places[0] = largest_penalty(np.asarray(curves[0]), places[0])
+        chosen, alpha = kernels[best], float(_ALPHAS[places[best]])
+        score = mean_over_groups(curves[best], len(_ALPHAS))[places[best]]
+        z = regression_features(chosen, training.key).astype(np.float64)
+        regressed = [next(_held_out(z, targets, inner, held, [alpha])) for inner, held in splits]
+        scale = regression_scale(regressed, [targets[held] for _, held in splits])
+        regressed = [scale * values for values in regressed]
+    parameters = {**chosen, "regression_alpha": np.float64(alpha), "regression_scale": np.float64(scale)}
+    return parameters, regressed, score
 
 
 def largest_penalty(scores: np.ndarray, best: int) -> int:
@@ -148,22 +148,22 @@ def largest_penalty(scores: np.ndarray, best: int) -> int:
     if len(loss) < 2:
         return best
     bearable = loss.mean(axis=0) <= loss.std(axis=0, ddof=1) / np.sqrt(len(loss))
-    return best + min(int(np.argmin(np.append(bearable, False))) - 1, _STEPS)
+    return best + min(int(np.argmin(np.append(bearable, False))) - 1, _MOST_STEPS)
 
 
-def regression_scale(smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
+def regression_scale(predicted: Sequence[np.ndarray], truth: Sequence[np.ndarray]) -> float:
     """The factor that gives predictions of held-out groups the least squared error; one where it would not be positive.
 
     The penalty is chosen by correlation, which does not see how far it shrinks the predictions. If they were nearly
     zero, retrieval would be most of the sum even with the smallest share.
     """
-    along = sum(float((h * y).mean()) for h, y in zip(smooth, truth, strict=True))
-    size = sum(float((h**2).mean()) for h in smooth)
-    return along / size if along > 0 and size > 0 else 1.0
+    product = sum(float((h * y).mean()) for h, y in zip(predicted, truth, strict=True))
+    square = sum(float((h**2).mean()) for h in predicted)
+    return product / square if product > 0 and square > 0 else 1.0
 
 
 def share_of_retrieval(
-    evidence: Sequence[np.ndarray], smooth: Sequence[np.ndarray], truth: Sequence[np.ndarray]
+    evidence: Sequence[np.ndarray], regressed: Sequence[np.ndarray], truth: Sequence[np.ndarray]
 ) -> float:
     r"""The share of retrieval with the least squared error on held-out groups, each part at the size that suits it.
 
@@ -178,11 +178,11 @@ def share_of_retrieval(
     """
     # A larger factor would make up for evidence of next to nothing, and leave the regression out.
     scale = min(regression_scale(evidence, truth), _LARGEST_SCALE)
-    groups = [(scale * w - h, y - h) for w, h, y in zip(evidence, smooth, truth, strict=True)]
-    along = sum(float((apart * error).mean()) for apart, error in groups)
-    size = sum(float((apart**2).mean()) for apart, _ in groups)
-    best = float(np.clip(along / size, 0, 1)) if size > 0 else 1.0
-    return max(_LEAST, scale * best / (scale * best + 1 - best))
+    groups = [(scale * w - h, y - h) for w, h, y in zip(evidence, regressed, truth, strict=True)]
+    product = sum(float((apart * error).mean()) for apart, error in groups)
+    square = sum(float((apart**2).mean()) for apart, _ in groups)
+    best = float(np.clip(product / square, 0, 1)) if square > 0 else 1.0
+    return max(_LEAST_SHARE, scale * best / (scale * best + 1 - best))
 
 
 def regression_features(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
@@ -204,9 +204,9 @@ def regression_of(parameters: Mapping[str, Any], bank: Bank, selection: Selectio
         product += intercept
         return product
     out = np.empty((len(features), coefficients.shape[2]))
-    for pattern, (of_pattern, level) in enumerate(zip(coefficients, intercept, strict=True)):
+    for pattern in range(len(coefficients)):
         asked = selection.level == pattern
-        out[asked] = product_in_blocks(features[asked], of_pattern) + level
+        out[asked] = product_in_blocks(features[asked], coefficients[pattern]) + intercept[pattern]
     return out
 
 
@@ -255,10 +255,12 @@ def _inverse(parameters: Mapping[str, Any], z: np.ndarray, rows: np.ndarray) -> 
 
 
 def _penalty(mean_eigenvalue: float, alpha: float) -> float:
+    """What is added to the eigenvalues; above zero where there is nothing to penalise either."""
     return float(alpha * (mean_eigenvalue + 1e-300))
 
 
 def _linear(key: np.ndarray) -> dict[str, Any]:
+    """No kernel: the features are the principal components."""
     return {
         "regression_landmarks": np.zeros((0, key.shape[1])),
         "regression_mixing": np.zeros((0, 0)),
@@ -276,7 +278,7 @@ def _rational_quadratic(key: np.ndarray, rng: int) -> dict[str, Any]:
     kernel = {
         "regression_kernel": "rational_quadratic",
         "regression_landmarks": landmarks,
-        "regression_width": np.float64(np.median(_squared(landmarks, landmarks)) / 2 or 1),
+        "regression_width": np.float64(np.median(_squared_distances(landmarks, landmarks)) / 2 or 1),
     }
     values, axes = np.linalg.eigh(_similarity(kernel, landmarks, landmarks))
     leading = np.flatnonzero(values > 1e-6 * values[-1])[-_FEATURES:]
@@ -284,26 +286,29 @@ def _rational_quadratic(key: np.ndarray, rng: int) -> dict[str, Any]:
 
 
 def _similarity(parameters: Mapping[str, Any], key: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    ratio = _squared(key, landmarks) / float(parameters["regression_width"])
+    """(n, landmarks) values of the kernel."""
+    ratio = _squared_distances(key, landmarks) / float(parameters["regression_width"])
     # Fits of earlier releases name no kernel: theirs is Gaussian.
     return np.asarray(1 / (1 + ratio) if "regression_kernel" in parameters else np.exp(-ratio))
 
 
-def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.maximum((a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1) - 2 * a @ b.T, 0.0)
 
 
-def _score_alphas(z: np.ndarray, targets: np.ndarray, splits: Splits, sections: np.ndarray) -> list[list[float]]:
-    return [
-        [within_section_pearson(line, targets[held], sections[held]) for line in _held_out(z, targets, inner, held)]
-        for inner, held in splits
-    ]
+def _score_alphas(training: Bank, kernel: Mapping[str, Any], targets: np.ndarray, splits: Splits) -> list[list[float]]:
+    """(groups, penalties) within-section Pearson of each held-out group by each penalty."""
+    z, sections, scores = regression_features(kernel, training.key).astype(np.float64), training.sections, []
+    for inner, held in splits:
+        predicted = _held_out(z, targets, inner, held)
+        scores.append([within_section_pearson(values, targets[held], sections[held]) for values in predicted])
+    return scores
 
 
 def _held_out(
     z: np.ndarray, targets: np.ndarray, inner: np.ndarray, held: np.ndarray, alphas: Iterable[float] = _ALPHAS
 ) -> Iterator[np.ndarray]:
-    """Predictions of the held-out rows, one for each penalty."""
+    """Predictions of the held-out rows from the others, for one penalty after the other."""
     centre = z[inner].mean(axis=0)
     solver = RidgeSolver(z[inner] - centre, targets[inner])
     for alpha in alphas:

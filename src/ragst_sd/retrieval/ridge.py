@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ragst_sd.retrieval.bank import Bank, Run, Selection
+from ragst_sd.retrieval.bank import Bank, Selection
 from ragst_sd.retrieval.evidence import mean_of_reference
 from ragst_sd.retrieval.method import Method
 from ragst_sd.retrieval.options import Options, numbers
@@ -85,6 +85,7 @@ class RidgeSolver:
 
 
 def _score_alphas(training: Bank, key: np.ndarray, alphas: np.ndarray) -> np.ndarray:
+    """(alphas,) mean within-section Pearson of held-out groups; NaN where nothing could be held out."""
     everywhere = np.flatnonzero(training.measured.all(axis=0))
     scores = []
     for inner, held in held_out_splits(training, None) if len(everywhere) else ():
@@ -97,13 +98,9 @@ def _score_alphas(training: Bank, key: np.ndarray, alphas: np.ndarray) -> np.nda
     return mean_over_groups(scores, len(alphas))
 
 
-def _fit(training: Bank, run: Run) -> dict[str, Any]:
-    return fit_ridge(training, alphas=run.options.alphas)
-
-
 RIDGE = Method(
     RidgeOptions,
-    _fit,
+    lambda training, run: fit_ridge(training, alphas=run.options.alphas),
     answer=partial(mean_of_reference, adjustment=ridge_adjustment),
     per_gene=("coefficients", "intercept"),
     learns="values",

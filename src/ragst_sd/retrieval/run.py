@@ -1,4 +1,4 @@
-"""The one runner: what a fitted method says of some queries. Rows are selected for all, values follow by blocks."""
+"""What a fitted method predicts: `select` finds the rows of all queries, `predict` gives their values by blocks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ragst_sd.retrieval.bank import Bank, Query, Selection, eligible_counts
+from ragst_sd.retrieval.bank import Bank, Query, Selection
 from ragst_sd.retrieval.conformal import limits_around
 from ragst_sd.retrieval.evidence import disagreement, evidence_share
 from ragst_sd.retrieval.gate import normalised
@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from ragst_sd.retrieval.method import Method
     from ragst_sd.retrieval.search import Candidates
 
-    Spread = Callable[[Callable[[Any, Any], Any], Iterable[Any], Any], Iterable[Any]]
+    SpreadBlocks = Callable[[Callable[[Any, Any], Any], Iterable[Any], Any], Iterable[Any]]
 
 # Values of one block of queries; some six arrays of that size exist at once, in float64.
 _BLOCK_VALUES = 2**22
+# Blocks are whole multiples of so many queries, so that linear algebra sees one shape.
 _QUERIES = 128
 
 
@@ -41,7 +42,7 @@ class Selected(NamedTuple):
     selection: Selection
     grounding: Grounding
     level_rows: np.ndarray
-    """(patterns, groups) eligible rows of each section and panel, on whose mean evidence is put back."""
+    """(patterns, groups) number of eligible rows of each section and panel, on whose mean evidence is put back."""
     recall: float
     """Share of the true neighbours that the search found, estimated; 1 where it was exact."""
     eligible: np.ndarray | None = None
@@ -54,12 +55,13 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Part:
-    """What the values of any query need of a bank, for some genes: all that is sent to another process."""
+    """All that the values of some genes are computed from, for any query: what is sent to another process."""
 
     method: Method
     """The method itself: another process may not know it by name."""
     parameters: dict[str, Any]
     bank: Bank
+    """Limited to the genes, without what values do not need; rows on disk keep all genes until they are read."""
     genes: np.ndarray
     """Positions of the genes in the reference."""
     spread: bool = True
@@ -79,10 +81,12 @@ def select(
     raw: np.ndarray | None = None,
     device: str = "cpu",
 ) -> Selected:
-    """Rows that the method cites, and how well grounded that is.
+    """The rows that the method cites for each query, and how well grounded that is.
 
     Parameters
     ----------
+    bank
+        Of a fitted reference.
     embedding
         (n, d) standardised embeddings of the queries.
     state
@@ -90,36 +94,30 @@ def select(
     raw
         (n, d) embeddings as they were made; with them it is also told whether queries look like any section.
     """
-    fit, method = bank.fit, METHODS[bank.fit.method]
+    fit = bank.fit
     phi = phi_of(fit.method, fit.parameters, embedding)
     nearby, candidates = _candidates(bank, phi, max(n_neighbors, fit.n_candidates), eligibility, backend, device)
-    nearest, level_rows = nearby.rows[:, :n_neighbors], np.zeros((0, 0), dtype=np.int64)
-    level = np.zeros(len(phi), dtype=np.int64)
-    if method.select is not None:
-        # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
-        near = np.unique(candidates.rows[candidates.rows >= 0])
-        query = Query(phi, candidates._replace(rows=_places(near, candidates.rows)), state, n_neighbors)
-        selection = method.select(fit.parameters, replace(bank, key=read_rows(bank.key, near)), query)
-        selection = replace(selection, rows=np.where(selection.rows >= 0, near[selection.rows], -1))
-    else:
-        selection = nothing_cited(Query(phi, n_neighbors=nearest.shape[1]))
+    nearest = nearby.rows[:, :n_neighbors]
+    selection = _cite_candidates(bank, Query(phi, candidates, state, n_neighbors))
+    features = features_of(fit.method, fit.parameters, embedding)
+    # Queries differ in the rows that they may use only where the means or the regression of these rows count.
+    pattern, level_rows, eligible = np.zeros(len(phi), dtype=np.int64), np.zeros((0, 0), dtype=np.int64), None
+    if fit.cites_level or features is not None:
+        pattern = eligibility.patterns()[1]
     if fit.cites_level:
-        level_rows, level = eligible_counts(eligibility.of_level(), bank.levels[0])
-    features, eligible = features_of(fit.method, fit.parameters, embedding), None
-    if features is not None:
-        first, level = eligibility.patterns()
-        eligible = eligibility.of_groups().mask(first, slice(None))
-        eligible = None if eligible.all() else eligible
-        if eligible is not None and bank.lazy:
+        level_rows = eligibility.of_level().count_by(bank.levels[0])
+    if features is not None and not eligibility.pattern_masks().all():
+        eligible = eligibility.pattern_masks()
+        if bank.lazy:
             raise ValueError(
                 f"The reference is lazy, and some of its rows may not be used: method {fit.method!r} solves its "
                 "regression again on the others, which needs all of them. Load it with `reference.to_memory()`."
             )
-    cites = (selection.weights > 0).any(axis=1, keepdims=True)
+    cited = np.where(selection.weights > 0, selection.rows, -1)
     grounding = grounding_of(
         bank,
         selection,
-        used=np.where(cites, np.where(selection.weights > 0, selection.rows, -1), nearest),
+        used=np.where((cited >= 0).any(axis=1, keepdims=True), cited, nearest),
         distance=distance_in_phi(fit, nearby.distances, eligibility),
         eligibility=eligibility,
         raw=raw,
@@ -127,10 +125,10 @@ def select(
     selection = replace(
         selection,
         nearest=nearest,
-        level=level,
+        level=pattern,
         features=features,
-        distance=grounding.distance,
-        unlike=grounding.appearance_distance,
+        mean_distance=grounding.distance,
+        appearance_distance=grounding.appearance_distance,
     )
     return Selected(selection, grounding, level_rows, min(nearby.recall, candidates.recall), eligible)
 
@@ -154,56 +152,55 @@ def _candidates(
     return nearby, nearby
 
 
+def _cite_candidates(bank: Bank, query: Query) -> Selection:
+    """The candidates that the method cites; nothing for one that cites no rows."""
+    method, candidates = METHODS[bank.fit.method], query.candidates
+    if method.select is None:
+        return nothing_cited(query)
+    # Only rows that may be cited are looked at, so that a reference on disk need not be read as a whole.
+    read = np.unique(candidates.rows[candidates.rows >= 0])
+    query = replace(query, candidates=candidates._replace(rows=_positions(read, candidates.rows)))
+    selection = method.select(bank.fit.parameters, replace(bank, key=read_rows(bank.key, read)), query)
+    return replace(selection, rows=np.where(selection.rows >= 0, read[selection.rows], -1))
+
+
 def part_of(bank: Bank, genes: np.ndarray, selected: Selected, **wanted: Any) -> Part:
-    """What the values of the selected queries need, for the genes at these positions; `wanted` as in :class:`Part`."""
+    """The :class:`Part` of the genes at these positions; `wanted` are its fields `spread` and `intervals`.
+
+    The means, and the regression, of the rows that the selected queries may use are computed here.
+    """
     method, parameters = METHODS[bank.fit.method], dict(bank.fit.parameters)
     of_genes = ("reference_mean", "section_shifts", *method.per_gene)
     parameters |= {name: np.asarray(parameters[name])[..., genes] for name in of_genes if name in parameters}
-    lean: dict[str, Any] = dict.fromkeys(
-        (
-            "embedding",
-            "raw",
-            "regression_key",
-            "donors",
-            "types",
-            "ids",
-            "obs",
-            "var",
-            "genes",
-            "header",
-            "fit",
-            "digests",
-        )
-    )
-    part = replace(bank.at_genes(genes), **lean)
+    of_rows = ("embedding", "raw", "regression_key", "donors", "types", "ids", "obs", "digests")
+    not_needed: dict[str, Any] = dict.fromkeys((*of_rows, "var", "genes", "header", "fit"))
+    lean = replace(bank.at_genes(genes), **not_needed)
     if REGRESSION in parameters:
         # Once, and not again for every block of queries.
         parameters[REGRESSION] = parameters[REGRESSION].astype(np.float64)
     if "section_shifts" in parameters:
-        parameters["level"] = part.level(parameters["section_shifts"], selected.level_rows)
+        parameters["level"] = lean.level(parameters["section_shifts"], selected.level_rows)
     if selected.eligible is not None:
         shifts = parameters.get("section_shifts", np.zeros((bank.sections.max() + 1, len(genes))))
-        solved = [
-            solve_regression(parameters, part, bank.regression_key, shifts, allowed) for allowed in selected.eligible
-        ]
+        solved = [solve_regression(parameters, lean, bank.regression_key, shifts, rows) for rows in selected.eligible]
         parameters[REGRESSION], parameters["regression_intercept"] = map(np.stack, zip(*solved, strict=True))
         if "section_shifts" not in parameters:
             # Of uncentred fits, the mean over the rows that may be used relative to that of the reference.
-            means = [reference_mean(part, np.flatnonzero(rows)) for rows in selected.eligible]
+            means = [reference_mean(lean, np.flatnonzero(rows)) for rows in selected.eligible]
             parameters["level"] = np.stack(means) - parameters["reference_mean"]
-    return Part(method, parameters, part, genes, **wanted)
+    return Part(method, parameters, lean, genes, **wanted)
 
 
-def predict(part: Part, selection: Selection, spread: Spread) -> Values:
-    """All values in memory.
+def predict(part: Part, selection: Selection, spread_blocks: SpreadBlocks) -> Values:
+    """The values of all queries, in memory.
 
-    `spread(function, items, shared)` yields `function(shared, item)` for each item, in order.
+    `spread_blocks(function, items, shared)` yields `function(shared, item)` for each item, in order.
     """
     n = len(selection.rows)
     blocks = blocks_of_queries(n, len(part.genes))
     out: Values = {}
     items = (selection.some(queries) for queries in blocks)
-    for queries, of_block in zip(blocks, spread(values_of, items, part), strict=True):
+    for queries, of_block in zip(blocks, spread_blocks(values_of, items, part), strict=True):
         for name, values in of_block.items():
             if name not in out:
                 out[name] = np.empty((n, *values.shape[1:]), dtype=values.dtype)
@@ -212,15 +209,15 @@ def predict(part: Part, selection: Selection, spread: Spread) -> Values:
 
 
 def blocks_of_queries(n: int, n_genes: int) -> list[slice]:
-    """Queries whose values are computed together. Whole multiples of 128, so that linear algebra sees one shape."""
+    """Queries whose values are computed together, block by block."""
     size = _QUERIES * max(1, _BLOCK_VALUES // max(1, _QUERIES * n_genes))
     return [slice(start, min(n, start + size)) for start in range(0, n, size)]
 
 
 def values_of(part: Part, selection: Selection) -> Values:
-    """Values of the selected queries, whose number decides the memory that is taken."""
+    """The values of some queries at once: the memory that is taken grows with their number."""
     if part.bank.lazy:
-        part, selection = _brought_near(part, selection)
+        part, selection = _with_rows_in_memory(part, selection)
     answer = part.method.answers(part.parameters, part.bank, selection)
     prediction = answer.evidence + answer.adjustment
     values: Values = {"prediction": prediction, "evidence": answer.evidence}
@@ -228,7 +225,7 @@ def values_of(part: Part, selection: Selection) -> Values:
         values["disagreement"] = _disagreement(part, selection, answer)
     if part.intervals is not None:
         values["lower"], values["upper"] = limits_around(
-            part.intervals, prediction, values["disagreement"], selection.distance, selection.unlike
+            part.intervals, prediction, values["disagreement"], selection.mean_distance, selection.appearance_distance
         )
     mean = mean_of_eligible(part.parameters, selection.level).astype(np.float32)
     values["evidence_share"] = evidence_share(answer.evidence, answer.adjustment, mean)
@@ -248,27 +245,27 @@ def _disagreement(part: Part, selection: Selection, answer: Answer) -> np.ndarra
     return disagreement(part.bank, rows, weights, shifts, average, shift)
 
 
-def _brought_near(part: Part, selection: Selection) -> tuple[Part, Selection]:
-    """The part with the rows that the selection needs in memory, and the selection by their places there."""
+def _with_rows_in_memory(part: Part, selection: Selection) -> tuple[Part, Selection]:
+    """The part of a reference on disk with the rows that the selection needs, and the selection by their positions."""
     nearest = np.asarray(selection.nearest)
-    near = np.unique(np.concatenate([selection.rows.ravel(), nearest.ravel()]))
-    near = near[near >= 0]
-    bank, of_rows = part.bank, part.method.per_row
+    read = np.unique(np.concatenate([selection.rows.ravel(), nearest.ravel()]))
+    read = read[read >= 0]
     bank = replace(
-        bank,
-        values=read_rows(bank.values, near)[:, part.genes],
-        key=read_rows(bank.key, near),
-        panels=bank.panels[near],
-        sections=bank.sections[near],
+        part.bank,
+        values=read_rows(part.bank.values, read)[:, part.genes],
+        key=read_rows(part.bank.key, read),
+        panels=part.bank.panels[read],
+        sections=part.bank.sections[read],
     )
-    parameters = part.parameters | {name: np.asarray(part.parameters[name])[near] for name in of_rows}
-    rows, nearest = _places(near, selection.rows), _places(near, nearest)
-    return replace(part, bank=bank, parameters=parameters), replace(selection, rows=rows, nearest=nearest)
+    per_row = {name: np.asarray(part.parameters[name])[read] for name in part.method.per_row}
+    rows, nearest = _positions(read, selection.rows), _positions(read, nearest)
+    part = replace(part, bank=bank, parameters=part.parameters | per_row)
+    return part, replace(selection, rows=rows, nearest=nearest)
 
 
-def _places(near: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Where rows of the reference stand among `near`; -1 stays -1."""
-    return np.where(rows >= 0, np.searchsorted(near, np.maximum(rows, 0)), -1)
+def _positions(read: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Positions of rows of the reference among those that were read, which are sorted; -1 stays -1."""
+    return np.where(rows >= 0, np.searchsorted(read, np.maximum(rows, 0)), -1)
 
 
 def read_rows(values: Any, rows: np.ndarray) -> Any:

@@ -1,9 +1,9 @@
 """Stage 1: the nearest eligible rows of the reference, exact by default.
 
-Candidates come from a float32 pass over the bank (`exact`), or from an approximate graph, and are ranked in float64, so
-that the rows found depend neither on the other queries of a batch, nor on the order of the bank, nor on the sizes of
-blocks or the number of threads. A query whose candidates cannot be proven to hold its true neighbours is searched again
-in float64.
+Candidates come from a float32 pass over the bank (`shortlist`), or from an approximate graph, and are ranked in
+float64, so that the rows found depend neither on the other queries of a batch, nor on the order of the bank, nor on the
+sizes of blocks or the number of threads. A query whose candidates cannot be proven to hold its true neighbours is
+searched again in float64.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ import numpy as np
 import torch
 
 from ragst_sd.retrieval.eligibility import Eligibility as Eligibility
-from ragst_sd.retrieval.exact import as_float64, shortlist
+from ragst_sd.retrieval.shortlist import as_float64, shortlist
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "exact", "pynndescent")
-_MARGIN = 32
-_WIDE_MARGIN = 1024
+# A shortlist holds so many rows more than are wanted, and so many where the first one proves nothing.
+_MARGIN, _WIDE_MARGIN = 32, 1024
+# Rows of a bank on disk that are in memory at once.
 _BLOCK_ROWS = 65_536
 # Of the float64 differences that are held at once when candidates are ranked.
 _BLOCK_BYTES = 2**26
 _GPU_BLOCK_BYTES = 2**30
+# Rows of the bank that are ranked at once where all of them are.
 _RANKED_ROWS = 8192
 # Queries that are searched both ways to tell how well a graph finds neighbours.
 _SAMPLE = 200
@@ -116,23 +118,25 @@ def search(
     limit = np.full(len(queries), np.inf) if within is None else within
     limit = 2 * limit if metric == "cosine" else limit**2
 
-    def exactly(asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def search_exactly(asked: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and squared distances of some of the queries."""
         rows, squared = np.full((len(asked), k), -1, dtype=np.int64), np.full((len(asked), k), np.inf)
-        left = np.arange(len(asked))
+        unproven = np.arange(len(asked))
         # Where many rows lie almost equally far, a longer shortlist can prove what a short one cannot.
         for margin in (_MARGIN, _WIDE_MARGIN):
-            part, wanted = asked[left], min(len(bank), k + margin)
+            part, wanted = asked[unproven], min(len(bank), k + margin)
             of_part: dict[str, Any] = {"eligibility": eligibility.of_queries(part), "within": limit[part]}
             near, bound = shortlist(queries[part], bank, wanted, **of_part, device=device, block=block)
-            rows[left], squared[left] = rank(queries[part], bank, near, k, tie_order, device)
-            farthest = np.minimum(squared[left, -1], limit[part])
+            rows[unproven], squared[unproven] = rank(queries[part], bank, near, k, tie_order, device)
+            farthest = np.minimum(squared[unproven, -1], limit[part])
             # The bound is infinite where fewer rows than wanted are eligible: then all of them are candidates.
-            left = left[~(np.isinf(bound) | (farthest < bound))]
-            if not len(left) or wanted == len(bank):
+            unproven = unproven[~(np.isinf(bound) | (farthest < bound))]
+            if not len(unproven) or wanted == len(bank):
                 return rows, squared
-        logger.debug("%d of %d queries are searched again in float64.", len(left), len(asked))
-        part = asked[left]
-        rows[left], squared[left] = thorough(queries[part], bank, k, eligibility.of_queries(part), tie_order, device)
+        logger.debug("%d of %d queries are searched again in float64.", len(unproven), len(asked))
+        part = asked[unproven]
+        ranked = rank_all(queries[part], bank, k, eligibility.of_queries(part), tie_order, device)
+        rows[unproven], squared[unproven] = ranked
         return rows, squared
 
     every, recall = np.arange(len(queries)), 1.0
@@ -141,10 +145,10 @@ def search(
         near = _near_in_graph(queries, bank, k, eligibility, np.argsort(tie_order, kind="stable"))
         rows, squared = rank(queries, bank, near, k, tie_order)
         complete = (rows >= 0).all(axis=1)
-        rows[~complete], squared[~complete] = exactly(every[~complete])
-        recall = _recall(rows, every[complete], exactly)
+        rows[~complete], squared[~complete] = search_exactly(every[~complete])
+        recall = _recall(rows, every[complete], search_exactly)
     else:
-        rows, squared = exactly(every)
+        rows, squared = search_exactly(every)
     distances = squared / 2 if metric == "cosine" else np.sqrt(squared)
     return Candidates(rows, np.where(rows >= 0, distances, np.nan), recall)
 
@@ -193,7 +197,7 @@ def rank(
     return nearest, nearest_squared
 
 
-def thorough(
+def rank_all(
     queries: np.ndarray,
     bank: Any,
     k: int,
@@ -236,12 +240,12 @@ def _near_in_graph(queries: np.ndarray, bank: Any, k: int, eligibility: Eligibil
     return rows
 
 
-def _recall(rows: np.ndarray, asked: np.ndarray, exactly: Any) -> float:
-    """Share of the true neighbours among those found in the graph, from some of the queries that it answered."""
+def _recall(rows: np.ndarray, asked: np.ndarray, search_exactly: Any) -> float:
+    """Share of the true neighbours that a graph found, from some of the queries that it answered."""
     if not len(asked):
         return 1.0
     sample = np.random.default_rng(0).choice(asked, min(_SAMPLE, len(asked)), replace=False)
-    pairs = zip(exactly(sample)[0], rows[sample], strict=True)
+    pairs = zip(search_exactly(sample)[0], rows[sample], strict=True)
     return float(np.mean([np.isin(true[true >= 0], near).mean() for true, near in pairs]))
 
 
@@ -280,10 +284,10 @@ def search_in_blocks(
         usable, within = eligibility.of_rows(part), distances[:, -1]
         of_part: dict[str, Any] = {"eligibility": usable, "tie_order": tie_order[part], "within": within}
         near = search(queries, np.asarray(bank[part]), k, backend="exact", **of_part, **options)
-        both = np.concatenate([rows, np.where(near.rows >= 0, near.rows + start, -1)], axis=1)
-        apart = np.concatenate([distances, np.where(near.rows >= 0, near.distances, np.inf)], axis=1)
-        order = np.lexsort((tie_order[both], apart), axis=1)[:, :k]
-        rows, distances = np.take_along_axis(both, order, axis=1), np.take_along_axis(apart, order, axis=1)
+        rows = np.concatenate([rows, np.where(near.rows >= 0, near.rows + start, -1)], axis=1)
+        distances = np.concatenate([distances, np.where(near.rows >= 0, near.distances, np.inf)], axis=1)
+        order = np.lexsort((tie_order[rows], distances), axis=1)[:, :k]
+        rows, distances = np.take_along_axis(rows, order, axis=1), np.take_along_axis(distances, order, axis=1)
     return Candidates(rows, np.where(rows >= 0, distances, np.nan))
 
 

@@ -35,23 +35,29 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
     evidence[missing] = 0
     evidence *= share
     evidence += mean
-    added = regression_of(parameters, bank, selection)
-    added *= 1 - share
+    adjustment = regression_of(parameters, bank, selection)
+    adjustment *= 1 - share
     if (share == 1).any():
         # There the regression is not needed, and may be NaN.
-        added[np.broadcast_to(share == 1, added.shape)] = 0
+        adjustment[np.broadcast_to(share == 1, adjustment.shape)] = 0
     # No row that may be used measured it, and so there is no mean of such rows either.
-    evidence[np.isnan(added)] = np.nan
-    return answer._replace(evidence=evidence.astype(np.float32), adjustment=added.astype(np.float32))
+    evidence[np.isnan(adjustment)] = np.nan
+    return answer._replace(evidence=evidence.astype(np.float32), adjustment=adjustment.astype(np.float32))
 
 
-def mean_of_eligible(parameters: Mapping[str, Any], level: np.ndarray) -> np.ndarray:
-    """Mean of each gene over the rows that each query may use, (n, g), or (g,) where it is the same for all."""
+def mean_of_eligible(parameters: Mapping[str, Any], pattern: np.ndarray) -> np.ndarray:
+    """Mean of each gene over the rows that each query may use, (n, g), or (g,) where it is the same for all.
+
+    Parameters
+    ----------
+    pattern
+        (n,) pattern of each query; `parameters["level"]` are the means by pattern, relative to that of the reference.
+    """
     mean = np.asarray(parameters["reference_mean"], dtype=np.float64)
     if "level" not in parameters:
         return mean
     levels = parameters["level"]
-    return np.asarray(mean + (levels[0] if len(levels) == 1 else levels[level]))
+    return np.asarray(mean + (levels[0] if len(levels) == 1 else levels[pattern]))
 
 
 def nothing_cited(query: Query) -> Selection:

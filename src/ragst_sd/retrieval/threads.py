@@ -44,8 +44,8 @@ class _Limit:
             torch.set_num_threads(self.n_threads)
 
 
-# Whether this thread is inside the limit, and the limit itself.
-_HERE, _LIMIT = local(), _Limit()
+# `inside`: whether this thread is inside the limit.
+_THREAD, _LIMIT = local(), _Limit()
 
 
 @contextmanager
@@ -56,15 +56,15 @@ def one_thread() -> Iterator[None]:
     beside other programs for much longer than one thread takes. Sums then round alike whatever the number of threads.
     Users call the package from threads of their own, so that calls may overlap.
     """
-    if getattr(_HERE, "inside", False):
+    if getattr(_THREAD, "inside", False):
         yield
         return
     limits = _LIMIT.enter()
-    _HERE.inside = True
+    _THREAD.inside = True
     try:
         yield
     finally:
-        _HERE.inside = False
+        _THREAD.inside = False
         _LIMIT.leave(limits)
 
 
@@ -84,7 +84,7 @@ def on_threads(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 def _stay_inside() -> None:
     """A thread of the pool has the limit of the call that it works for."""
-    _HERE.inside = True
+    _THREAD.inside = True
     torch.set_num_threads(1)
 
 

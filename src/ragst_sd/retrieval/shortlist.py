@@ -21,7 +21,7 @@ from ragst_sd.retrieval.eligibility import Eligibility
 _CPU_BLOCK, _GPU_BLOCK = (512, 4096), (4096, 65_536)
 # Above this share of rows that beat the worst candidate, taking the best of the whole block costs less.
 _MANY = 1 / 16
-# Below so many queries with the same eligible rows, queries with different ones share a product.
+# From so many queries with the same eligible rows on, these have products of their own.
 _OWN_CHUNK = 128
 
 
@@ -68,40 +68,54 @@ def shortlist(
     centre = centre.astype(np.float32)
     shifted = queries - centre
     query_norm = (shifted**2).sum(axis=1)
-    parts = [
-        _Part(of, shifted[of], within[of], wanted, device, same_rows=same_rows, half=half)
-        for of, same_rows in _chunks(eligibility, n_block)
+    chunks = [
+        _Chunk(asked, shifted[asked], within[asked], wanted, device, same_rows=same_rows, half=half)
+        for asked, same_rows in _chunks(eligibility, n_block)
     ]
-    largest = 0.0
-    on_device = torch.from_numpy(centre).to(device)
+    largest_norm = 0.0
+    centre_on_device = torch.from_numpy(centre).to(device)
     with _full_precision(), torch.no_grad():
         for start in range(0, len(bank), m_block):
             rows = slice(start, min(len(bank), start + m_block))
             stored = torch.as_tensor(bank[rows]).to(device)
             # Centring keeps products small, so that rounding is too; far from the origin float32 can't hold float64
             # values.
-            values = ((stored.float() if stored_half else stored) - on_device).float()
+            values = ((stored.float() if stored_half else stored) - centre_on_device).float()
             norm = (values * values).sum(dim=1)
-            farthest = float(norm.max())
-            if not np.isfinite(farthest):
+            largest_here = float(norm.max())
+            if not np.isfinite(largest_here):
                 raise ValueError(
                     f"Rows {rows.start} to {rows.stop - 1} of the bank hold NaN, infinite or very large values: "
                     "no distances to them can be computed. Drop or correct these rows."
                 )
-            largest = max(largest, farthest)
-            for part in parts:
-                part.look_at(stored if half else values, norm, rows, eligibility)
+            largest_norm = max(largest_norm, largest_here)
+            for chunk in chunks:
+                chunk.take_nearest(stored if half else values, norm, rows, eligibility)
     nearest = np.full((len(queries), wanted), -1, dtype=np.int64)
     last, rest = np.full(len(queries), np.inf), np.zeros(len(queries))
-    for part in parts:
-        nearest[part.queries], last[part.queries] = part.rows.cpu().numpy(), part.worst().double().cpu().numpy()
-        rest[part.queries] = part.rest
-    error = _error(last + query_norm, query_norm, rest, np.sqrt(largest), queries.shape[1])
+    for chunk in chunks:
+        nearest[chunk.queries], last[chunk.queries] = chunk.rows.cpu().numpy(), chunk.worst().double().cpu().numpy()
+        rest[chunk.queries] = chunk.rest
+    error = _rounding_error(last + query_norm, query_norm, rest, np.sqrt(largest_norm), queries.shape[1])
     return nearest, np.where(np.isinf(last), np.inf, last + query_norm - error)
 
 
-def _error(squared: np.ndarray, query_norm: np.ndarray, rest: np.ndarray, farthest: float, d: int) -> np.ndarray:
-    """How much rounding moves squared distances of rows nearer than `squared`, none farther than `farthest` out."""
+def _rounding_error(
+    squared: np.ndarray, query_norm: np.ndarray, rest: np.ndarray, farthest: float, d: int
+) -> np.ndarray:
+    """(n,) how much rounding moves the squared distance of a row, at most: see :func:`shortlist`.
+
+    Parameters
+    ----------
+    squared
+        (n,) squared distance that the row does not exceed.
+    query_norm, rest
+        (n,) squared distance of each query to the centre, and length of what its float16 numbers leave out.
+    farthest
+        Distance of the farthest row of the bank to the centre.
+    d
+        Width of the embedding.
+    """
     from_centre = np.sqrt(query_norm)
     with np.errstate(invalid="ignore"):
         reach = np.minimum(farthest, 1.01 * (from_centre + np.sqrt(np.maximum(squared, 0.0))))
@@ -110,8 +124,11 @@ def _error(squared: np.ndarray, query_norm: np.ndarray, rest: np.ndarray, farthe
     return error + d * float(np.finfo(np.float32).tiny)
 
 
-class _Part:
-    """Queries of one product, and their nearest rows so far."""
+class _Chunk:
+    """Queries of one product, and their nearest rows so far.
+
+    A score is the squared distance less that of the query to the centre, which is the same for all rows.
+    """
 
     def __init__(
         self,
@@ -137,7 +154,7 @@ class _Part:
         # Further away than the limit by more than rounding can be wrong, so that what is left out is out of reach.
         norm = (key**2).sum(axis=1)
         with np.errstate(invalid="ignore"):
-            limit = within - norm + 3 * _error(within, norm, self.rest, np.inf, key.shape[1])
+            limit = within - norm + 3 * _rounding_error(within, norm, self.rest, np.inf, key.shape[1])
         limit = np.where(np.isfinite(within), limit, np.inf).astype(np.float32)
         above = torch.from_numpy(np.nextafter(limit, np.float32(np.inf))).to(device)
         self.scores = above[:, None].repeat(1, wanted)
@@ -147,8 +164,8 @@ class _Part:
         """(n,) score of the farthest of these rows."""
         return self.scores.max(dim=1).values
 
-    def look_at(self, values: Tensor, norm: Tensor, rows: slice, eligibility: Eligibility) -> None:
-        """Take up rows of one block of the bank."""
+    def take_nearest(self, values: Tensor, norm: Tensor, rows: slice, eligibility: Eligibility) -> None:
+        """Take up those rows of one block of the bank that are nearer than the rows so far."""
         if self.half:
             scores = norm - 2 * sum(torch.mm(term, values.T, out_dtype=torch.float32) for term in self.terms)
         else:
@@ -164,17 +181,18 @@ class _Part:
             self._merge_few(query, row + rows.start, scores[query, row])
 
     def _merge_few(self, query: Tensor, row: Tensor, value: Tensor) -> None:
-        """Merge rows of few queries, in the order of these, so many for one and so many for another."""
+        """Merge pairs of a query and a row, sorted by query, of which a query may have any number."""
         at, count = torch.unique_consecutive(query, return_counts=True)
-        place = torch.repeat_interleave(torch.arange(len(at), device=self.device), count)
-        column = torch.arange(len(query), device=self.device) - (count.cumsum(0) - count)[place]
+        line = torch.repeat_interleave(torch.arange(len(at), device=self.device), count)
+        column = torch.arange(len(query), device=self.device) - (count.cumsum(0) - count)[line]
         width = int(count.max())
         values = torch.full((len(at), width), torch.inf, device=self.device)
         rows = torch.full((len(at), width), -1, dtype=torch.int64, device=self.device)
-        values[place, column], rows[place, column] = value, row
+        values[line, column], rows[line, column] = value, row
         self._merge(values, rows, at)
 
     def _merge(self, values: Tensor, rows: Tensor, at: Tensor | slice = slice(None)) -> None:
+        """Keep the nearest of the rows so far and of others, (n, width) each, for the queries `at` these places."""
         scores, index = torch.cat([self.scores[at], values], dim=1).topk(self.wanted, dim=1, largest=False)
         rows = torch.where(torch.isinf(values), -1, rows)
         self.rows[at] = torch.cat([self.rows[at], rows], dim=1).gather(1, index)
@@ -182,15 +200,12 @@ class _Part:
 
 
 def _chunks(eligibility: Eligibility, size: int) -> Iterator[tuple[np.ndarray, bool]]:
-    """Queries in chunks, and whether all of a chunk may use the same rows.
-
-    Those that may go together, where they are many.
-    """
+    """Queries in chunks, and whether all of a chunk may use the same rows: those of one pattern, if many."""
     first, pattern = eligibility.patterns()
-    many = (np.bincount(pattern) >= _OWN_CHUNK) | (len(first) == 1)
-    many &= eligibility.itself is None
-    groups = [(np.flatnonzero(pattern == code), True) for code in np.flatnonzero(many)]
-    for queries, same_rows in [*groups, (np.flatnonzero(~many[pattern]), False)]:
+    apart = (np.bincount(pattern) >= _OWN_CHUNK) | (len(first) == 1)
+    apart &= eligibility.itself is None
+    groups = [(np.flatnonzero(pattern == code), True) for code in np.flatnonzero(apart)]
+    for queries, same_rows in [*groups, (np.flatnonzero(~apart[pattern]), False)]:
         for begin in range(0, len(queries), size):
             yield queries[begin : begin + size], same_rows
 

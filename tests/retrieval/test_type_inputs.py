@@ -10,7 +10,7 @@ import pytest
 from ragst_sd.retrieval.bank import Bank, Run
 from ragst_sd.retrieval.methods import METHODS, fit_method, phi_of
 from ragst_sd.retrieval.options import resolve_options
-from ragst_sd.retrieval.type_filter import fit_types, typed_queries
+from ragst_sd.retrieval.type_inputs import fit_types, typed_queries
 
 N, P, T, G = 240, 12, 3, 30
 QUICK = {"n_components": P, "n_latent": P, "max_steps": 10, "n_seeds": 1, "regression": False}

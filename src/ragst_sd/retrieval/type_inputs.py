@@ -26,20 +26,21 @@ _SHARE = 0.2
 
 
 def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """What predicts types from principal components, and the types of the rows as queries and as rows of the bank.
+    """Cell types of all rows as inputs of phi, and what predicts those of new queries from principal components.
 
     Returns
     -------
-    (m, t) types predicted from other groups; (m, t) those of the rows themselves, predicted for rows without
-    fractions; and parameters `types_map` (p, t), `types_intercept` and `types_mean` (t,), `types_weight`.
+    (m, t) types of the rows as queries, predicted from other groups; (m, t) types of the rows as they are retrieved,
+    known from their fractions or else predicted; and parameters `types_map` (p, t), `types_intercept` and `types_mean`
+    (t,), `types_weight`.
     """
     key = training.key
     if training.types is None:
         raise ValueError("Cell types are to be a condition of the search, but the rows have none.")
     known = np.isfinite(training.types).all(axis=1)
     roots = np.sqrt(np.where(known[:, None], training.types, 0.0))
-    everything = _regression(training, roots, np.flatnonzero(known))
-    predicted = _predict(everything, key)
+    of_all = _regression(training, roots, np.flatnonzero(known))
+    predicted = _predict(of_all, key)
     queries = predicted.copy()
     for fold in np.unique(training.folds):
         near = training.beside[:, fold] if training.beside is not None and fold >= 0 else False
@@ -52,7 +53,7 @@ def fit_types(training: Bank) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     mean = bank.mean(axis=0)
     length = ((bank - mean) ** 2).sum(axis=1).mean()
     weight = np.sqrt(_SHARE / (1 - _SHARE) * (key**2).sum(axis=1).mean() / max(length, 1e-12))
-    parameters = {**everything, "types_mean": mean, "types_weight": np.float64(weight)}
+    parameters = {**of_all, "types_mean": mean, "types_weight": np.float64(weight)}
     return weight * (queries - mean), weight * (bank - mean), parameters
 
 
@@ -65,6 +66,7 @@ def typed_queries(parameters: Mapping[str, Any], key: np.ndarray) -> np.ndarray:
 
 
 def _regression(training: Bank, roots: np.ndarray, rows: np.ndarray) -> dict[str, Any]:
+    """Ridge regression of square roots of fractions on principal components, over some rows."""
     # As genes that all rows measured; folds are held out as they are, without rows beside them.
     panels, measured = np.zeros(len(roots), dtype=np.int64), np.ones((1, roots.shape[1]), dtype=bool)
     part = replace(training, values=roots, panels=panels, measured=measured, beside=None).at_rows(rows)

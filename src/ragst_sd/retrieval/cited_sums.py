@@ -35,7 +35,7 @@ def cited_sums(
         (m, g), dense, or sparse with indices that were checked, as :func:`ragst_sd.reference.normalize.as_csr` does:
         compiled code follows them wherever they lead.
     shifted
-        (m,) section of each row and (sections, g) shift :math:`\delta` of each section.
+        (m,) section of each row and (sections, g) shift :math:`\delta` of each section; without shifts if left out.
     """
     weights = weights.astype(np.float32 if shifted is None else np.float64)
     if hasattr(values, "tocsr"):
@@ -54,10 +54,10 @@ def cited_sums(
 def _over_queries(
     rows: np.ndarray, weights: np.ndarray, values: Any, shifted: tuple[np.ndarray, np.ndarray] | None
 ) -> np.ndarray:
-    """Call compiled code for some queries after the other, on several threads."""
+    """The sums of a sparse bank: compiled code is called for a few queries at a time, on several threads."""
     # Unsigned, so that compiled code need not ask whether one counts from the end.
     matrix = values.indptr, values.indices.view(f"u{values.indices.itemsize}"), values.data
-    sections, shifts = (np.zeros(0, dtype=np.int64), np.zeros((0, 0))) if shifted is None else shifted
+    sections, shifts = (np.zeros(0), np.zeros((0, 0))) if shifted is None else shifted
     shifted = np.ascontiguousarray(sections, dtype=np.int64), np.ascontiguousarray(shifts, dtype=np.float64)
     add_up, rows = _compiled(_add_up), np.ascontiguousarray(rows, dtype=np.int64)
     out = np.zeros((len(rows), values.shape[1]), weights.dtype)
@@ -85,6 +85,7 @@ def _compiled(function: Callable) -> Callable:
 
 
 def _add_up(rows, weights, indptr, indices, data, sections, shifts, out):
+    """Add the cited rows of each query to its line of `out`; what numba compiles."""
     for i in range(rows.shape[0]):
         total = out[i]
         for j in range(rows.shape[1]):
