@@ -42,6 +42,11 @@ def test_order_is_told_from_turned_scaled_and_bent_centres(rng):
     assert not in_other_order(np.ones((20, 2)), xy[:20])
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_order_is_told_of_centres_that_are_not_known(rng):
+    assert not in_other_order(np.full((20, 2), np.nan), rng.uniform(0, 1000, (20, 2)))
+
+
 def test_donors_on_one_slide_lie_apart(rng):
     xy, apart = rng.uniform(0, 100, (140, 2)), np.repeat(["a", "b"], [80, 60])
     xy[apart == "b", 0] += 120
