@@ -47,6 +47,29 @@ def test_a_donor_that_is_written_in_another_way_is_said(query, reference, caplog
     assert (f"donor {own!r} and 'donor1' of the reference count as different" in caplog.text) == is_said
 
 
+def test_a_series_in_another_order_is_no_mask(query, fitted):
+    sorted_rows = fitted.obs.sort_values("x_um")["donor"] == "donor1"
+    with pytest.raises(ValueError, match=r"`where` is a Series whose index is not that of `reference\.obs`"):
+        rg.tl.predict(query, fitted, where=sorted_rows)
+    for mask in (sorted_rows.loc[fitted.obs_names], (fitted.obs["donor"] == "donor1").reset_index(drop=True)):
+        table = rg.tl.predict(query, fitted, where=mask, inplace=False)
+        assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1"}
+
+
+def test_values_of_where_that_no_row_has_are_said(query, fitted, caplog):
+    rg.tl.predict(query, fitted, where={"donor": {"donor1", "donor2"}})
+    assert "no row has" not in caplog.text
+    table = rg.tl.predict(query, fitted, where={"donor": ["donor1", "donor02"]}, inplace=False)
+    assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1"}
+    assert "`where`: no row has donor 'donor02'; there are 'donor1', 'donor2'." in caplog.text
+
+
+@pytest.mark.parametrize("exclude", [{"donor": "donor1"}, None])
+def test_exclude_names_columns_and_no_values(query, fitted, exclude):
+    with pytest.raises(TypeError, match=r"`exclude` is a \w+; it names columns .*with `where`"):
+        rg.tl.predict(query, fitted, exclude=exclude)
+
+
 EXCLUDED = [(), ("donor",), ("donor", "tissue")]
 
 
