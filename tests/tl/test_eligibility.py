@@ -101,7 +101,7 @@ def test_a_section_of_the_reference_in_other_pixels_is_told(sections, fitted, em
     rg.tl.predict(as_another(query, embed, pixels, **parse), fitted)
     assert "The query is the tissue of 'donor1' in the reference" in caplog.text
     # The resolution follows the pixels, of which nothing is to be said.
-    assert "is said to have" not in caplog.text
+    assert "was embedded at" not in caplog.text
     caplog.clear()
     query.tables["table"].obs["donor"] = "donor1"
     rg.tl.predict(query, fitted)
