@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import shutil
 
 import dask.dataframe as dd
 import geopandas as gpd
@@ -176,3 +177,15 @@ def test_a_table_of_labels_can_follow_the_advice():
     for line in (first, second, third):
         exec(line, names | {"region_key": "region", "table_key": "table"})
     np.testing.assert_allclose(read_at(sdata, mpp=4.0), SPOTS[[4, 1, 3, 2, 5, 0]], atol=2 + WIDTH / 255)
+
+
+def test_pixels_of_a_store_that_is_gone_are_not_black(tmp_path):
+    """Zarr reads zeros where it finds no file."""
+    section(SPOTS, ramp(), scale_factors=[2]).write(tmp_path / "s.zarr")
+    sdata = spatialdata.read_zarr(tmp_path / "s.zarr")
+    part = cut(sdata, [97, 311], [1430, 389])
+    np.testing.assert_allclose(read_at(sdata), SPOTS, atol=6)
+    shutil.move(tmp_path / "s.zarr", tmp_path / "elsewhere.zarr")
+    for opened in (sdata, part):
+        with pytest.raises(FileNotFoundError, match=r"Image 'he' is read from .*s\.zarr.*Read the object again"):
+            read_at(opened, overwrite=True)

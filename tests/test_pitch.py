@@ -1,11 +1,11 @@
-"""The pitch of an array of spots."""
+"""How spots lie: their pitch, their order, and the donors among which they lie."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from ragst_sd._pitch import array_pitch, spot_pitch
+from ragst_sd._pitch import array_pitch, in_other_order, share_among_others, spot_pitch
 
 
 @pytest.mark.parametrize("jitter", [0, 0.1])
@@ -29,3 +29,29 @@ def test_cells_that_keep_apart_lie_on_no_array(rng):
 def test_one_place_has_no_pitch():
     with pytest.raises(ValueError, match="found 1"):
         spot_pitch(np.ones((5, 2)))
+
+
+def test_order_is_told_from_turned_scaled_and_bent_centres(rng):
+    xy = rng.uniform(0, 1000, (300, 2))
+    turned = xy @ np.array([[0, 2], [-3, 0.1]]) + 70
+    bent = xy + 60 * np.sin(xy[:, ::-1] / 300)
+    for same in (xy, turned, bent, np.rint(xy / 20), np.where(rng.random((300, 1)) < 0.3, np.nan, xy)):
+        assert not in_other_order(xy, same)
+        assert in_other_order(xy, same[rng.permutation(300)])
+    assert not in_other_order(xy[:5], xy[4::-1])
+    assert not in_other_order(np.ones((20, 2)), xy[:20])
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_order_is_told_of_centres_that_are_not_known(rng):
+    assert not in_other_order(np.full((20, 2), np.nan), rng.uniform(0, 1000, (20, 2)))
+
+
+def test_donors_on_one_slide_lie_apart(rng):
+    xy, apart = rng.uniform(0, 100, (140, 2)), np.repeat(["a", "b"], [80, 60])
+    xy[apart == "b", 0] += 120
+    assert share_among_others(xy, apart) == 0
+    assert share_among_others(xy, np.full(140, "a")) == 0
+    assert share_among_others(xy, rng.permutation(apart)) > 0.3
+    assert share_among_others(xy, np.arange(140).astype(str)) == 1
+    assert share_among_others(np.full((140, 2), np.nan), apart) == 0

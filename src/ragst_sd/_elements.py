@@ -20,7 +20,7 @@ from xarray import DataArray
 from ragst_sd import _keys
 from ragst_sd._fields import require_tissue
 from ragst_sd._validate import listing, require_key, require_positive, require_type
-from ragst_sd._workers import is_at_hand
+from ragst_sd._workers import is_at_hand, require_stored
 from ragst_sd.image.colours import read_colours
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.frames import LevelGrid, apply_affine, similarity_scale
@@ -188,6 +188,8 @@ def image_pyramid(sdata: SpatialData, image_key: str, value_max: float | None = 
 
     Raises
     ------
+    FileNotFoundError
+        If the store of the image is gone.
     ValueError
         If the image is not RGB, full brightness cannot be told, or it has several planes.
     """
@@ -200,6 +202,7 @@ def image_pyramid(sdata: SpatialData, image_key: str, value_max: float | None = 
     _refuse_cropped(arrays[0], image_key)
     names = arrays[0].coords["c"].to_numpy() if "c" in arrays[0].coords else []
     levels = tuple(level.data for level in arrays)
+    require_stored(levels, what)
     if value_max is None and levels[-1].dtype == np.uint8 and not is_at_hand(levels[-1]):
         value_max = 255.0
     colours = read_colours(levels[-1], names=list(names), value_max=value_max, what=what)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, label, labels, warn_of_alike
 from ragst_sd._query import Query
-from ragst_sd._validate import listing, require_key, require_positive
+from ragst_sd._validate import as_names, listing, require_key, require_positive
 from ragst_sd.retrieval.bank import Bank
 from ragst_sd.retrieval.eligibility import Eligibility
 from ragst_sd.retrieval.methods import METHODS
@@ -131,6 +131,15 @@ def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name:
     if where is None:
         return np.ones(len(obs), dtype=bool)
     if not isinstance(where, Mapping):
+        if (
+            isinstance(where, pd.Series)
+            and not isinstance(where.index, pd.RangeIndex)
+            and not where.index.equals(obs.index)
+        ):
+            raise ValueError(
+                f"`{argument}` is a Series whose index is not that of `{name}.obs`: its values would be those of other "
+                f"rows. Bring it to their order (`mask.loc[{name}.obs_names]`), or give an array."
+            )
         mask = np.asarray(where)
         if mask.dtype != bool or mask.shape != (len(obs),):
             raise ValueError(
@@ -143,16 +152,29 @@ def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name:
         require_key(column, list(obs.columns), f"{name}.obs")
         wanted = set(_labels_of(values))
         present = labels(obs[column], missing="")
-        if not wanted & set(present):
-            there = listing(sorted(set(present) - {""}))
-            raise ValueError(f"`{argument}`: no row has {column} {listing(sorted(wanted))}; there are {there}.")
+        absent = sorted(wanted - set(present))
+        msg = f"`{argument}`: no row has {column} {listing(absent)}; there are {listing(sorted(set(present) - {''}))}."
+        if len(absent) == len(wanted):
+            raise ValueError(msg)
+        if absent:
+            logger.warning(msg)
         allowed &= np.isin(present, list(wanted))
     return allowed
 
 
 def _labels_of(values: Any) -> list[str]:
     """One allowed value, or several, as labels."""
-    return [label(value) for value in ([values] if np.ndim(values) == 0 else values)]
+    return [label(value) for value in ([values] if np.ndim(values) == 0 and not isinstance(values, Set) else values)]
+
+
+def excluded_columns(exclude: Sequence[str]) -> list[str]:
+    """Names of columns in which a row must differ from the query; a `TypeError` for anything that names values."""
+    if exclude is None or isinstance(exclude, Mapping):
+        raise TypeError(
+            f"`exclude` is a {type(exclude).__name__}; it names columns in which a row must differ from the query, for "
+            "instance `('donor',)`, or none: `()`. By value, rows are chosen with `where`, which says which may be used."
+        )
+    return as_names(exclude)
 
 
 def _reference_rows(bank: Bank, query: Query, same_image: np.ndarray) -> np.ndarray:

@@ -1,11 +1,24 @@
-"""The pitch of an array of spots."""
+"""How spots lie: the pitch of their array, whether two lists of centres are in one order, and which donors they are of."""
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+from anndata import AnnData
 from scipy.spatial import KDTree
 
+from ragst_sd import _keys
+
+logger = logging.getLogger(__name__)
+
 _LATTICE_NEIGHBORS = 4
+_FEWEST = 10
+# Share of the variance of centres that an affine map from the same centres in other units leaves; another order leaves
+# nearly all of it, alignments that bend the tissue little.
+_OTHER_ORDER = 0.1
+# Share of spots whose nearest neighbour is of another donor. On slides of several donors it is next to nothing.
+_AMONG_OTHERS = 0.1
 # Median deviation of the distances from their median. Spots of arrays, placed by hand, reach 0.05; cells start at 0.14.
 _ARRAY_SPREAD = 0.12
 
@@ -51,3 +64,41 @@ def _distances(xy: np.ndarray) -> np.ndarray:
         )
     distances, _ = KDTree(points).query(points, k=min(_LATTICE_NEIGHBORS + 1, len(points)))
     return distances[:, 1:]
+
+
+def in_other_order(xy: np.ndarray, other: np.ndarray) -> bool:
+    """Whether centres, in any units and frame, cannot be those of the same spots, row by row."""
+    known = np.isfinite(xy).all(axis=1) & np.isfinite(other).all(axis=1)
+    xy, other = xy[known], other[known]
+    if len(xy) < _FEWEST or not (variance := xy.var(axis=0).sum()):
+        return False
+    from_other = np.column_stack([other - other.mean(axis=0), np.ones(len(other))])
+    left = xy - from_other @ np.linalg.lstsq(from_other, xy, rcond=None)[0]
+    return bool(left.var(axis=0).sum() > _OTHER_ORDER * variance)
+
+
+def warn_of_other_order(table: AnnData, xy: np.ndarray, where: str) -> None:
+    """Warn where the rows of a table lie elsewhere by their positions than by the shapes that they annotate."""
+    places = np.asarray(table.obsm[_keys.SPATIAL]) if _keys.SPATIAL in table.obsm else np.zeros((0, 2))
+    if len(places) == len(xy) and in_other_order(xy, places[:, :2].astype(float)):
+        logger.warning(
+            "%s: by `obsm[%r]` the spots lie elsewhere than the shapes that `obs` names for them. If `obs` alone was "
+            "sorted or replaced, the expression is now that of other spots: read the table again, and reorder the whole "
+            "of it (`table[order].copy()`).",
+            where,
+            _keys.SPATIAL,
+        )
+
+
+def share_among_others(xy: np.ndarray, donors: np.ndarray) -> float:
+    """Share of spots whose nearest neighbour is of another donor, where that is more than on slides of several donors.
+
+    0 otherwise, and where it is not known.
+    """
+    known = np.isfinite(xy).all(axis=1)
+    xy, donors = xy[known], donors[known]
+    if len(xy) < _FEWEST or len(set(donors)) < 2:
+        return 0.0
+    nearest = KDTree(xy).query(xy, k=2)[1][:, 1]
+    share = float((donors != donors[nearest]).mean())
+    return share if share > _AMONG_OTHERS else 0.0

@@ -17,6 +17,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import embedded_centers, single_region
 from ragst_sd._elements import shared_coordinate_system
 from ragst_sd._labels import labels
+from ragst_sd._resolution import known_mpp
 from ragst_sd._state import state_of
 from ragst_sd._validate import listing, only_one, require_key, require_unique
 from ragst_sd.reference.header import Header
@@ -211,11 +212,10 @@ def _warn_of_differences(sdata: SpatialData, origin: dict[str, Any], header: Hea
         )
     _warn_resolution(origin, header)
     image_key, embedded_mpp = str(origin["image_key"]), float(origin["image_mpp"])
-    image_mpp = sdata.attrs.get(_keys.ATTRS, {}).get(_keys.IMAGE_MPP, {}).get(image_key, np.nan)
+    image_mpp = known_mpp(sdata, image_key)
     if abs(image_mpp - embedded_mpp) > 1e-3 * embedded_mpp:
         logger.warning(
-            "Image %r was embedded at %.4g microns per pixel, and is said to have %.4g now. Embed (and lay tiles) "
-            "again if the resolution was corrected since.",
+            "Image %r was embedded at %.4g microns per pixel and has %.4g now: embed (and lay tiles) again.",
             image_key,
             embedded_mpp,
             image_mpp,

@@ -43,6 +43,12 @@ def read_header(reference: AnnData, task: str | None = None) -> dict[str, Any]:
     task = task or (TASK if is_perturbation(reference) else "histology")
     build = "rg.tl.build_perturbation_reference" if task == TASK else "rg.tl.build_reference"
     require_type(reference, AnnData, "reference", f"Build one with `{build}`.")
+    if reference.isbacked:
+        raise ValueError(
+            f"The reference is backed by {reference.filename}, which cannot be searched there. Load it with "
+            "`reference = reference.to_memory()`; to leave its rows on disk, store it with `rg.io.write_reference` and "
+            "read it with `rg.io.read_reference(path, lazy=True)`."
+        )
     header = reference.uns.get(_keys.ATTRS)
     check_header(header, task)
     needed = {"obs": [*LABELS], "varm": [_keys.MEASURED], "layers": [], "obsm": [header["use_rep"]]}

@@ -55,6 +55,14 @@ def require_resolution(mpp: float | None, image_mpp: float | None, image_key: st
         )
 
 
+def known_mpp(sdata: SpatialData, image_key: str) -> float:
+    """Microns per pixel of an image; NaN where they are unknown, or cannot be told since it was cut or resampled."""
+    try:
+        return image_mpp_of(sdata, image_key) or np.nan
+    except ValueError:
+        return np.nan
+
+
 def _warn_of_unit(mpp: float, image_key: str) -> None:
     low, high = _PLAUSIBLE_UM
     if not low <= mpp <= high:

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ragst_sd import _keys
 from ragst_sd._bank import context_codes, open_bank, with_cells
-from ragst_sd._eligibility import Where, allowed_rows, check_fewer, recorded_where, where_of
+from ragst_sd._eligibility import Where, allowed_rows, check_fewer, excluded_columns, recorded_where, where_of
 from ragst_sd._gene_embedding import embed, lookup
 from ragst_sd._labels import labels
 from ragst_sd._reference import read_header
@@ -95,7 +95,7 @@ class Task:
 
 def open_task(reference: AnnData, exclude: str | Sequence[str], n_neighbors: int | None, where: Where) -> Task:
     """Open a fitted reference of responses, and check what may be used of it."""
-    bank, excluded = open_bank(reference, task=TASK), as_names(exclude)
+    bank, excluded = open_bank(reference, task=TASK), excluded_columns(exclude)
     require_known(excluded, (_keys.PERTURBATION, _keys.CONTEXT), "exclude", " names")
     if not excluded:
         logger.warning("`exclude` is empty: measured responses to the very perturbation may be used.")

@@ -39,6 +39,8 @@ def truth_table(prediction: Prediction, truth_key: str | None, truth: AnnData | 
     """
     if truth is not None:
         require_type(truth, AnnData, "truth")
+        _require_measured(truth, "`truth`")
+        _require_same_donors(prediction, truth)
         return truth
     sdata, key = prediction.data, shown_truth(prediction, truth_key)
     if isinstance(sdata, AnnData):
@@ -50,9 +52,27 @@ def truth_table(prediction: Prediction, truth_key: str | None, truth: AnnData | 
             "table."
         )
     require_key(key, sdata.tables, "sdata.tables", "Name the measured table with `truth_key=`.")
-    if is_predicted(sdata.tables[key]):
-        raise ValueError(f"`sdata.tables[{key!r}]` was predicted by `rg.tl.predict`; the truth must be measured.")
+    _require_measured(sdata.tables[key], f"`sdata.tables[{key!r}]`")
     return sdata.tables[key]
+
+
+def _require_measured(table: AnnData, name: str) -> None:
+    if is_predicted(table):
+        raise ValueError(f"{name} was predicted by `rg.tl.predict`; the truth must be measured.")
+
+
+def _require_same_donors(prediction: Prediction, truth: AnnData) -> None:
+    """Raise a `ValueError` if a table from elsewhere, whose spots may have the same ids, is of other donors."""
+    column, tables = str(prediction.header["donor_key"]), (prediction.table, truth)
+    if not all(column in table.obs for table in tables):
+        return
+    predicted, measured = (set(labels(table.obs[column], missing="")) - {""} for table in tables)
+    if predicted and measured and not predicted & measured:
+        raise ValueError(
+            f"`truth` is of {column} {listing(sorted(measured))}, the prediction of {listing(sorted(predicted))}: other "
+            f"tissue would be compared. Give the table of the same section; if this is it, write `obs[{column!r}]` "
+            "alike in both."
+        )
 
 
 def shown_truth(prediction: Prediction, truth_key: str | Literal[False] | None) -> str | None:
@@ -252,6 +272,8 @@ def _spot_ids(table: AnnData, other: AnnData) -> pd.Index:
     """
     regions, other_regions = regions_of(table), regions_of(other)
     if not regions or not other_regions:
+        todo = "Spots are found by name, since one table annotates no element: take one section, or make them unique."
+        require_unique(table.obs_names, "names of spots of a table", todo)
         return table.obs_names
     if not set(regions) & set(other_regions):
         raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import dask
@@ -171,6 +172,17 @@ def _zarr_behind(array: Any) -> Any:
 def is_at_hand(level: Any) -> bool:
     """Whether a level lies in memory or in a zarr store, so that looking at it computes nothing."""
     return not _decoded_bytes(level) or _zarr_behind(level) is not None
+
+
+def require_stored(levels: Iterable[Any], what: str) -> None:
+    """Raise a `FileNotFoundError` if a zarr store that pixels are read from is gone: zarr then reads zeros, all black."""
+    stored = (value for level in levels for value in _held(level) if isinstance(value, zarr.Array))
+    for place in {Path(array.store.root) / array.path for array in stored if isinstance(array.store, LocalStore)}:
+        if not place.exists():
+            raise FileNotFoundError(
+                f"{what} is read from {place}, which is not there: the store was moved, deleted or is not mounted. Read "
+                "the object again from where its store lies now (`spatialdata.read_zarr`)."
+            )
 
 
 def _held(level: Any) -> list[Any]:

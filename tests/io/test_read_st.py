@@ -269,6 +269,35 @@ def test_spots_beside_the_tissue_are_left_out(adata, picture, caplog):
     assert caplog.text.count("whose 'in_tissue' is 0") == 2
 
 
+READINGS = {
+    "with x and y swapped": lambda xy, size: xy[:, ::-1],
+    "with x counted from the right": lambda xy, size: np.column_stack([size - xy[:, 0], xy[:, 1]]),
+    "with y counted from the bottom": lambda xy, size: np.column_stack([xy[:, 0], size - xy[:, 1]]),
+}
+
+
+@pytest.mark.parametrize("how", [None, *READINGS])
+def test_coordinates_that_fit_the_tissue_better_otherwise_are_said(caplog, rng, how):
+    size, xy = 400, rng.uniform([150, 30], [350, 180], (60, 2))
+    drawn = np.full((size, size, 3), 240, np.uint8)
+    drawn[20:190, 140:360] = rng.integers((150, 60, 120), (200, 120, 180), (170, 220, 3))
+    counts = pd.DataFrame(np.ones((60, 3)), columns=list("abc"), index=[f"s{i}" for i in range(60)])
+    read_st(counts, drawn, coordinates=xy if how is None else READINGS[how](xy, size), image_mpp=1.0)
+    assert [found for found in READINGS if found in caplog.text] == ([how] if how else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("section", ["mob/rep04", "mob2k/MOB4"])
+def test_swapped_coordinates_of_a_real_section_are_said(data_dir, caplog, section):
+    path = data_dir / "histology" / section
+    counts = ad.read_h5ad(f"{path}.h5ad")
+    read_st(counts, f"{path}.jpg")
+    assert "swapped" not in caplog.text
+    counts.obsm["spatial"] = np.asarray(counts.obsm["spatial"])[:, ::-1]
+    read_st(counts, f"{path}.jpg")
+    assert "with x and y swapped" in caplog.text
+
+
 def test_spots_beside_what_looks_like_tissue_are_said(adata, picture, caplog):
     drawn = np.full_like(picture, 240)
     drawn[-60:, -60:] = np.random.default_rng(0).integers((150, 60, 120), (200, 120, 180), (60, 60, 3))

@@ -63,3 +63,11 @@ def test_a_store_that_cannot_be_read_is_told(stored, part):
     meta.write_text(meta.read_text().replace('"multiscales"', '"scales"').replace('"version"', '"edition"'))
     with pytest.raises(RuntimeError, match=r"Table 'table' was written, but .*s\.zarr cannot be read now"):
         rg.io.write_table(stored, "table")
+
+
+def test_a_store_that_was_moved_is_named(stored):
+    gone = stored.path
+    shutil.move(gone, gone.with_name("elsewhere.zarr"))
+    with pytest.raises(FileNotFoundError, match=r"s\.zarr, is not there: .*Read the object again"):
+        rg.io.write_table(stored, "table")
+    assert [path.name for path in gone.parent.iterdir()] == ["elsewhere.zarr"]

@@ -102,6 +102,10 @@ def cp10k(counts, target=1e4):
         (lambda x, rng: np.log1p(cp10k(x, 1e6)), "logarithms"),
         (lambda x, rng: np.log1p(cp10k(x, 2_000)), "logarithms"),
         (lambda x, rng: np.log2(1 + cp10k(x)), "logarithms"),
+        (lambda x, rng: np.log10(1 + cp10k(x)), "logarithms"),
+        (lambda x, rng: np.log1p(np.log1p(cp10k(x))), "logarithms"),
+        (lambda x, rng: np.log1p(x), "logarithms"),
+        (lambda x, rng: np.log1p(cp10k(x + rng.random(x.shape))), "log1p_cp10k"),
         (lambda x, rng: x - x.mean(axis=0), "negative"),
         (lambda x, rng: np.where(x > 40, np.nan, x), "not finite"),
         (lambda x, rng: np.vstack([x, np.log1p(cp10k(x))]), "mixed"),
@@ -141,6 +145,22 @@ def test_scale_of_logarithms_is_named(rng):
         check_log_normalized(as_csr(np.log1p(cp10k(deep(rng), 3_000))), "X")
 
 
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda x: np.log1p(np.log1p(cp10k(x))), "log1p taken twice"),
+        (np.log1p, "log1p of counts that were not divided by depth"),
+        (lambda x: np.log10(1 + cp10k(x)), "logarithms to the base 10"),
+        (lambda x: np.log2(1 + cp10k(x))[:, :30], "logarithms to the base 2"),
+    ],
+)
+def test_other_logarithms_are_named_where_genes_were_left_out(rng, change, what):
+    """Their rows add up to less than 10,000, as rows do of which genes were left out."""
+    counts = deep(rng, (30, 300))
+    with pytest.raises(ValueError, match=f"{what}: not log1p of counts per 10,000"):
+        check_log_normalized(as_csr(change(counts)), "X")
+
+
 def test_units_of_real_counts(data_dir):
     import anndata as ad
 
@@ -152,6 +172,8 @@ def test_units_of_real_counts(data_dir):
         for genes in (slice(None), slice(None, None, 2)):
             assert find_unit(as_csr(scaled[:, genes])).kind == "scaled counts"
             assert find_unit(as_csr(scaled[:, genes].log1p())).kind == "log1p_cp10k"
+            assert find_unit(as_csr(scaled[:, genes].log1p().log1p())).kind == "logarithms"
+            assert find_unit(as_csr(counts[:, genes].log1p())).kind == "logarithms"
         assert find_unit(as_csr((scaled * 0.1).log1p())).kind == "logarithms"
         half = len(counts.indptr) // 2
         assert find_unit(as_csr(sp.vstack([counts[:half], scaled[half:].log1p()]))).kind == "mixed"

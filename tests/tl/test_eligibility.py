@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import anndata as ad
 import numpy as np
 import pytest
 import spatialdata as sd
+from spatialdata import get_pyramid_levels
+from spatialdata.models import Image2DModel
+from spatialdata.transformations import Scale
 
 import ragst_sd as rg
 from ragst_sd._eligibility import recorded_where, where_of
@@ -45,6 +49,72 @@ def test_a_donor_that_is_written_in_another_way_is_said(query, reference, caplog
     rg.tl.fit(reference, method="knn", n_neighbors=5)
     rg.tl.predict(query, reference)
     assert (f"donor {own!r} and 'donor1' of the reference count as different" in caplog.text) == is_said
+
+
+def test_a_series_in_another_order_is_no_mask(query, fitted):
+    sorted_rows = fitted.obs.sort_values("x_um")["donor"] == "donor1"
+    with pytest.raises(ValueError, match=r"`where` is a Series whose index is not that of `reference\.obs`"):
+        rg.tl.predict(query, fitted, where=sorted_rows)
+    for mask in (sorted_rows.loc[fitted.obs_names], (fitted.obs["donor"] == "donor1").reset_index(drop=True)):
+        table = rg.tl.predict(query, fitted, where=mask, inplace=False)
+        assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1"}
+
+
+def test_values_of_where_that_no_row_has_are_said(query, fitted, caplog):
+    rg.tl.predict(query, fitted, where={"donor": {"donor1", "donor2"}})
+    assert "no row has" not in caplog.text
+    table = rg.tl.predict(query, fitted, where={"donor": ["donor1", "donor02"]}, inplace=False)
+    assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1"}
+    assert "`where`: no row has donor 'donor02'; there are 'donor1', 'donor2'." in caplog.text
+
+
+@pytest.mark.parametrize("exclude", [{"donor": "donor1"}, None])
+def test_exclude_names_columns_and_no_values(query, fitted, exclude):
+    with pytest.raises(TypeError, match=r"`exclude` is a \w+; it names columns .*with `where`"):
+        rg.tl.predict(query, fitted, exclude=exclude)
+
+
+def as_another(query, embed, pixels, **transformations):
+    """The spots on other pixels, of a donor with another name."""
+    table = query.tables["table"]
+    table.obs["donor"] = "someone"
+    del table.obsm["X_colour"]
+    query.images["he"] = Image2DModel.parse(pixels, dims=("c", "y", "x"), c_coords=list("rgb"), **transformations)
+    rg.pp.embed_tiles(query, **embed)
+    return query
+
+
+def brighter(pixels):
+    return np.clip(pixels.astype(int) + 1, 0, 255).astype(np.uint8), {}
+
+
+def half_as_large(pixels):
+    low = pixels.reshape(3, pixels.shape[1] // 2, 2, pixels.shape[2] // 2, 2).mean((2, 4)).round().astype(np.uint8)
+    return low, {"transformations": {"global": Scale([2, 2], ("x", "y"))}}
+
+
+@pytest.mark.parametrize("change", [brighter, half_as_large])
+def test_a_section_of_the_reference_in_other_pixels_is_told(sections, fitted, embed, caplog, change):
+    """Another hash, and the same tissue: nothing is as like it as it is itself."""
+    query = sections["donor1"]
+    pixels, parse = change(get_pyramid_levels(query.images["he"], n=0).to_numpy())
+    rg.tl.predict(as_another(query, embed, pixels, **parse), fitted)
+    assert "The query is the tissue of 'donor1' in the reference" in caplog.text
+    # The resolution follows the pixels, of which nothing is to be said.
+    assert "was embedded at" not in caplog.text
+    caplog.clear()
+    query.tables["table"].obs["donor"] = "donor1"
+    rg.tl.predict(query, fitted)
+    rg.tl.predict(sections["donor3"], fitted)
+    assert "is the tissue of" not in caplog.text
+
+
+def test_a_reference_that_is_backed_by_a_file_is_named(query, fitted, tmp_path):
+    fitted.write_h5ad(tmp_path / "r.h5ad")
+    backed = ad.read_h5ad(tmp_path / "r.h5ad", backed="r")
+    with pytest.raises(ValueError, match=r"backed by .*r\.h5ad.*to_memory.*lazy=True"):
+        rg.tl.predict(query, backed)
+    rg.tl.predict(query, backed.to_memory())
 
 
 EXCLUDED = [(), ("donor",), ("donor", "tissue")]

@@ -202,7 +202,7 @@ def test_controls_that_were_used_are_refused(screen):
         ({"context_key": "celltype"}, KeyError, "Did you mean 'cell_type'"),
         ({"context_key": None, "batch_key": None}, ValueError, "Contexts of both must be named alike"),
         ({"unit": "counts"}, ValueError, "looks log-transformed already"),
-        ({"min_cells": 1000}, ValueError, "Nothing that was predicted was measured"),
+        ({"min_cells": 1000}, ValueError, "measured none. No perturbation has `min_cells` cells"),
         ({"max_cells": 0}, ValueError, "`max_cells` is 0"),
     ],
 )

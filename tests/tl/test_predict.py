@@ -406,7 +406,7 @@ def test_a_resolution_corrected_after_embedding_is_announced(query, fitted, capl
     rg.pp.set_image_mpp(query, mpp=2.0)
     with caplog.at_level(logging.WARNING, logger="ragst_sd"):
         rg.tl.predict(query, fitted)
-    assert "was embedded at 1 microns per pixel, and is said to have 2 now" in caplog.text
+    assert "was embedded at 1 microns per pixel and has 2 now" in caplog.text
 
 
 def test_evidence_is_put_back_on_the_mean_of_the_rows_that_may_be_used(sections, query):

@@ -132,3 +132,27 @@ def test_lists_are_refused(sections):
     annotate(sections, lambda n: pd.Series([[1, 2]] * n, dtype=object).array)
     with pytest.raises(ValueError, match=r"`obs\['kind'\]` holds a list \(\[1, 2\]\) where a label is expected"):
         rg.tl.build_reference(sections, obs=["kind"], **BUILD)
+
+
+def test_an_order_of_obs_alone_is_told(sections, caplog):
+    """Assigning a sorted data frame to `.obs` leaves values and embeddings where they were."""
+    table = sections["donor1"].tables["table"]
+    rg.tl.build_reference(sections, **BUILD)
+    assert "lie elsewhere" not in caplog.text
+    table.obs = table.obs.sort_values("n_nuclei", kind="stable")
+    rg.tl.build_reference(sections, **BUILD)
+    assert "sdatas['donor1']: by `obsm['spatial']` the spots lie elsewhere" in caplog.text
+    caplog.clear()
+    rg.pp.embed_tiles(sections["donor1"], model=lambda tiles: tiles.mean((2, 3)), tile_px=8, progress=False)
+    assert "Table 'table': by `obsm['spatial']` the spots lie elsewhere" in caplog.text
+    caplog.clear()
+    rg.pp.embed_tiles(sections["donor2"], model=lambda tiles: tiles.mean((2, 3)), tile_px=8, progress=False)
+    assert "lie elsewhere" not in caplog.text
+
+
+def test_clusters_taken_for_donors_are_told(sections, caplog):
+    rg.tl.build_reference(sections, **BUILD)
+    assert "beside a spot of another one" not in caplog.text
+    annotate(sections, lambda n: np.arange(n) % 3, "leiden")
+    rg.tl.build_reference(sections, donor_key="leiden", **BUILD)
+    assert "sdatas['donor2']: 3 donors by `obs['leiden']`" in caplog.text

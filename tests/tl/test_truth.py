@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+import anndata as ad
 import pytest
 
 import ragst_sd as rg
@@ -76,3 +77,24 @@ def test_a_picture_tells_why_a_table_that_nobody_named_is_not_shown(renamed, cap
     assert "'EPCAM'" in caplog.text
     with pytest.raises(KeyError, match="EPCAM"):
         drawn(renamed, truth_key="visium")
+
+
+def test_a_table_of_another_donor_is_no_truth(predicted, sections):
+    """Spots of every section are numbered alike."""
+    table, other = predicted.tables["predicted"], sections["donor1"].tables["table"].copy()
+    with pytest.raises(ValueError, match="`truth` is of donor 'donor1', the prediction of 'donor3'"):
+        rg.tl.evaluate(table, truth=other)
+    other.obs["donor"] = None
+    assert len(rg.tl.evaluate(table, truth=other))
+
+
+def test_a_given_table_that_was_predicted_is_no_truth(predicted):
+    table = predicted.tables["predicted"]
+    with pytest.raises(ValueError, match=r"`truth` was predicted by `rg\.tl\.predict`"):
+        rg.tl.evaluate(table, truth=table.copy(), unit="log1p_cp10k")
+
+
+def test_names_that_two_sections_share_find_no_spot(predicted, sections):
+    tables = [predicted.tables["table"], sections["donor1"].tables["table"]]
+    with pytest.raises(ValueError, match=r"names of spots of a table are duplicated.*take one section"):
+        rg.tl.evaluate(predicted.tables["predicted"], truth=ad.concat(tables))

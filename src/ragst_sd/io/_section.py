@@ -25,6 +25,8 @@ IMAGE, SHAPES, TABLE = "he", "spots", "table"
 SOURCE_FIELDS = (_keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 
 _OVERVIEW_PX, _ON_TISSUE = 1024, 0.5
+# Share of the spots by which another reading of the coordinates must fit the tissue better.
+_FITS_BETTER = 0.1
 _REGION, _INSTANCE = "region", "spot_id"
 
 
@@ -133,13 +135,32 @@ def check_inside(
 
 
 def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
-    """Warn if most spots lie beside the tissue of an RGB picture (3, y, x) that shows tissue."""
+    """Warn if most spots lie beside the tissue of an RGB picture (3, y, x) that shows tissue, or would fit it better swapped."""
     mask, _ = tissue_mask(thinned(pixels, _OVERVIEW_PX))
     size = np.array(pixels.shape[:0:-1])
-    inside = xy[((xy >= 0) & (xy < size)).all(axis=1)]
-    x, y = (inside * np.array(mask.shape[::-1]) / size).astype(int).T
-    share = float(mask[y, x].mean())
-    if mask.any() and share < _ON_TISSUE:
+
+    def on_tissue(xy: np.ndarray) -> np.ndarray:
+        inside = xy[((xy >= 0) & (xy < size)).all(axis=1)]
+        x, y = (inside * np.array(mask.shape[::-1]) / size).astype(int).T
+        return mask[y, x]
+
+    here, (x, y) = on_tissue(xy), xy.T
+    otherwise = {
+        "with x and y swapped": xy[:, ::-1],
+        "with x counted from the right": np.column_stack([size[0] - x, y]),
+        "with y counted from the bottom": np.column_stack([x, size[1] - y]),
+    }
+    shares = {how: float(on_tissue(places).sum() / len(xy)) for how, places in otherwise.items()}
+    best, share = max(shares, key=lambda how: shares[how]), float(here.mean())
+    if mask.any() and shares[best] > here.sum() / len(xy) + _FITS_BETTER:
+        logger.warning(
+            "%.0f %% of the spots lie on what looks like tissue in the picture, and %.0f %% %s: look at both before you "
+            "go on.",
+            100 * share,
+            100 * shares[best],
+            best,
+        )
+    elif mask.any() and share < _ON_TISSUE:
         logger.warning(
             "Only %.0f %% of the spots lie on what looks like tissue in the picture. Are x and y swapped, the "
             "coordinates of another picture or unit, or are there spots beside the tissue?",

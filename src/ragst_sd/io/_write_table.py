@@ -42,6 +42,8 @@ def write_table(sdata: SpatialData, name: str) -> None:
 
     Raises
     ------
+    FileNotFoundError
+        If the store was moved or deleted.
     KeyError
         If the table does not exist.
     TypeError
@@ -66,6 +68,11 @@ def write_table(sdata: SpatialData, name: str) -> None:
     if not sdata.is_backed():
         raise ValueError("`sdata` has no store yet. Write it once with `sdata.write(path)`.")
     store = link_target(Path(sdata.path))
+    if not store.exists():
+        raise FileNotFoundError(
+            f"The store of `sdata`, {store}, is not there: it was moved or deleted. Read the object again from where its "
+            "store lies now (`spatialdata.read_zarr`), or write it to a new one with `sdata.write(path)`."
+        )
     with locked(store):
         _recover(store)
         place = store / _TABLES / name

@@ -17,6 +17,7 @@ from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, rows_in_order
 from ragst_sd._elements import centers_in_pixels
 from ragst_sd._patches import frame_of
+from ragst_sd._pitch import warn_of_other_order
 from ragst_sd._query import statistics
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
@@ -63,6 +64,7 @@ class Spots(NamedTuple):
         )
         table = sdata.tables[table_key] if table_key in sdata.tables else empty_table(centers.index, shapes_key)
         xy = centers.xy[rows_in_order(table, table_key, shapes_key, centers.index)]
+        warn_of_other_order(table, xy, f"Table {table_key!r}")
         return cls(table_key, table, shapes_key, xy, centers.affine, centers.coordinate_system)
 
     @classmethod

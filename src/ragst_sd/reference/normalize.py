@@ -73,7 +73,8 @@ def find_unit(matrix: sp.csr_matrix) -> Unit:
       (counts per 10,000, say).
     - Rows of fractions below 30 are logarithms: `log1p_cp10k` if `expm1` of each row adds up to at most 10,000 (less
       where genes were left out), `logarithms` otherwise. Rows that add up to one other number are logarithms of that
-      scale.
+      scale. Logarithms of counts as they are, taken twice or of another base are told by the values of each row, of
+      which another inverse than `expm1` makes whole multiples of the smallest one.
     - Some rows of whole numbers among rows of logarithms are `mixed`.
     """
     values = matrix.data
@@ -121,19 +122,42 @@ def _scaled_or_estimated(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
     common = _common_sum(_sum_rows(matrix, matrix.data))
     if common is not None:
         return Unit("scaled counts", f"{top}, and all rows add up to {common:,.6g}: counts per {common:,.6g}")
-    enough = n_values >= _ENOUGH_VALUES
-    values = np.where(matrix.data > 0, matrix.data, np.inf)
-    filled = np.diff(matrix.indptr) > 0
-    smallest = np.full(matrix.shape[0], np.inf)
-    smallest[filled] = np.minimum.reduceat(values, matrix.indptr[:-1][filled])
-    multiples = matrix.data / np.repeat(smallest, np.diff(matrix.indptr))
-    whole = np.abs(multiples - np.rint(multiples)) < _WHOLE
-    as_counts = _sum_rows(matrix, whole & (matrix.data > 0)) >= _MULTIPLES * n_values
-    if enough.any() and as_counts[enough].mean() >= _MULTIPLES:
+    if _of_multiples(matrix, matrix.data, n_values):
         return Unit(
             "scaled counts", f"{top}, in each row whole multiples of its smallest value: counts divided by depth"
         )
     return Unit("estimated counts", top)
+
+
+def _of_multiples(matrix: sp.csr_matrix, data: np.ndarray, n_values: np.ndarray) -> bool:
+    """Whether values, in the places of those of a matrix, are in nearly every row whole multiples of its smallest one."""
+    enough, filled = n_values >= _ENOUGH_VALUES, np.diff(matrix.indptr) > 0
+    values = np.where(data > 0, data, np.inf)
+    smallest = np.full(matrix.shape[0], np.inf)
+    smallest[filled] = np.minimum.reduceat(values, matrix.indptr[:-1][filled])
+    multiples = data / np.repeat(smallest, np.diff(matrix.indptr))
+    whole = np.abs(multiples - np.rint(multiples)) < _WHOLE
+    as_counts = _sum_rows(matrix, whole & (data > 0)) >= _MULTIPLES * n_values
+    return bool(enough.any() and as_counts[enough].mean() >= _MULTIPLES)
+
+
+# Other logarithms than those of counts per 10,000, and what undoes them.
+_OTHER_LOGS = (
+    ("log1p taken twice", lambda logs: np.expm1(np.expm1(logs))),
+    ("logarithms to the base 10", lambda logs: np.expm1(logs * np.log(10))),
+    ("logarithms to the base 2", lambda logs: np.expm1(logs * np.log(2))),
+)
+
+
+def _other_log(matrix: sp.csr_matrix, n_values: np.ndarray) -> str | None:
+    """What logarithms are that cannot be those of counts per 10,000; `None` if they can, or nothing tells."""
+    logs = matrix.data.astype(np.float64)
+    counts = np.expm1(logs)
+    if _of_multiples(matrix, counts, n_values):
+        as_counted = counts.min() < 1.5 and (np.abs(counts - np.rint(counts)) < _WHOLE).mean() >= _MULTIPLES
+        return "log1p of counts that were not divided by depth" if as_counted else None
+    with np.errstate(over="ignore", invalid="ignore"):
+        return next((name for name, undo in _OTHER_LOGS if _of_multiples(matrix, undo(logs), n_values)), None)
 
 
 def _scale_of_logs(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
@@ -146,6 +170,9 @@ def _scale_of_logs(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
         )
     if sums.max() > TARGET_SUM * (1 + _SUM_TOLERANCE):
         return Unit("logarithms", f"{top}, and expm1 of a row adds up to {sums.max():,.6g}, above 10,000")
+    other = None if common is not None else _other_log(matrix, n_values)
+    if other is not None:
+        return Unit("logarithms", f"{top}: {other}")
     return Unit("log1p_cp10k", f"{top}, and expm1 of no row adds up to more than 10,000")
 
 

@@ -131,8 +131,8 @@ def evaluate(
     ValueError
         If `gmt` is needed and left out; there is no measured table of the shapes, or several and `truth_key` is left
         out; the table does not know which genes vary most and `n_genes` asks for them; no gene set has 3 genes of the
-        tables; the tables share no spots or genes, the truth is not counts, or it holds fewer than 200 of the genes
-        that size factors rest on.
+        tables; the tables share no spots or genes; the truth was predicted, is of other donors than the prediction,
+        is not counts, or holds fewer than 200 of the genes that size factors rest on.
 
     Notes
     -----

@@ -211,8 +211,9 @@ def predicted_lines(table: AnnData, truth: Measured) -> list[tuple[int, np.ndarr
     ]
     if not lines:
         was = sorted(set(zip(contexts, names, strict=True)))
+        todo = "Contexts of both must be named alike." if truth.names else "No perturbation has `min_cells` cells."
         raise ValueError(
             "Nothing that was predicted was measured, with enough cells: predicted (context, perturbation) "
-            f"{listing(was)}, measured {listing(truth.names)}. Contexts of both must be named alike."
+            f"{listing(was)}, measured {listing(truth.names)}. {todo}"
         )
     return lines

@@ -15,8 +15,9 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._annotation import check_key_added
 from ragst_sd._bank import open_bank
+from ragst_sd._copies import warn_of_copies
 from ragst_sd._elements import require_sdata
-from ragst_sd._eligibility import eligible_rows, number_cited, recorded_where
+from ragst_sd._eligibility import eligible_rows, excluded_columns, number_cited, recorded_where
 from ragst_sd._fields import TISSUE, documented
 from ragst_sd._labels import labels
 from ragst_sd._query import log_unknown_origin, read_query, section_grounding
@@ -181,8 +182,10 @@ def predict(
     log_unknown_origin(query.header)
     wanted = wanted_genes(bank, genes, in_memory=store is None)
     measured = wanted[wanted >= 0].to_numpy()
-    exclude = (exclude,) if isinstance(exclude, str) else tuple(exclude)
+    exclude = tuple(excluded_columns(exclude))
     eligibility = eligible_rows(bank, query, where=where, exclude=exclude)
+    if _keys.DONOR in exclude:
+        warn_of_copies(bank, query)
     n_neighbors, rule = number_cited(n_neighbors, bank.fit.n_neighbors, eligibility), None
     if level is not None:
         rule = interval_rule(

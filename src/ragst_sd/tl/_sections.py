@@ -19,6 +19,7 @@ from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._gene_names import stored_expression
 from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
 from ragst_sd._patches import THUMBNAIL_PX, shrunk
+from ragst_sd._pitch import share_among_others, warn_of_other_order
 from ragst_sd._query import read_embedding
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
@@ -110,6 +111,9 @@ def read_section(
     keep = _usable_rows(table, finite, matrix, where)
     stated = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
     kept = table.obs.loc[keep]
+    xy = embedded_centers(sdata, table, table_key=table_key, header=header)
+    warn_of_other_order(table, xy, where)
+    _warn_of_mixed_donors(xy[keep], labels(kept[donor_key]), donor_key, where)
     section = Section(
         sample=sample,
         obs=kept.assign(**{_keys.DONOR: labels(kept[donor_key])})[list(dict.fromkeys([_keys.DONOR, *obs]))],
@@ -117,7 +121,7 @@ def read_section(
         header=header,
         expression=matrix[keep],
         names=names,
-        xy=embedded_centers(sdata, table, table_key=table_key, header=header)[keep],
+        xy=xy[keep],
         mpp=embedded_mpp_of(sdata, header) or np.nan,
         source={name: source.get(name, stated.get(name)) for name in SOURCE_FIELDS},
     )
@@ -126,6 +130,21 @@ def read_section(
     elif with_thumbnails and knows_tiles(header):
         section.thumbnails = thumbnails(section, sdata)
     return section
+
+
+def _warn_of_mixed_donors(xy: np.ndarray, donors: np.ndarray, donor_key: str, where: str) -> None:
+    """Clusters, labels or spots that were taken for donors lie among each other; donors on one slide do not."""
+    share = share_among_others(xy, donors)
+    if share:
+        logger.warning(
+            "%s: %d donors by `obs[%r]`, and %.0f %% of the spots lie beside a spot of another one. If these are no "
+            "patients or animals, name the column that holds them with `donor_key=`: otherwise a spot is predicted from "
+            "its own tissue, and accuracy on other donors is overstated.",
+            where,
+            len(set(donors)),
+            donor_key,
+            100 * share,
+        )
 
 
 def _usable_rows(table: AnnData, finite: np.ndarray, matrix: sp.csr_matrix, where: str) -> np.ndarray:

@@ -1,0 +1,61 @@
+"""Whether a query is a section of the reference under another donor's name, in other pixels."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import scipy.sparse as sp
+
+from ragst_sd import _keys
+from ragst_sd._labels import labels
+from ragst_sd._query import Query
+from ragst_sd._validate import listing
+from ragst_sd.reference.duplicates import find_duplicates, fingerprint
+from ragst_sd.retrieval.bank import Bank
+from ragst_sd.retrieval.projection import standardize
+
+logger = logging.getLogger(__name__)
+
+_NO_EXPRESSION = {"expression": sp.csr_matrix((0, 0)), "genes": (), "shared": ()}
+
+
+def warn_of_copies(bank: Bank, query: Query) -> None:
+    """Warn if a section of other donors is the query's own tissue, cut, rescaled or stored anew, as its tiles show.
+
+    Its very image is left out as :func:`ragst_sd._eligibility.eligible_rows` does. Rows on disk are not looked at.
+    """
+    if hasattr(bank.embedding, "dask"):
+        return
+    statistics, finite = bank.header.sections, query.finite
+    of_query = fingerprint(
+        "query",
+        donors=query.labels(_keys.DONOR),
+        image_hash="",
+        embedding=query.standardized[finite],
+        xy=query.centers()[finite],
+        **_NO_EXPRESSION,
+    )
+    found = []
+    for sample, rows in bank.obs.groupby(labels(bank.obs[_keys.SAMPLE])).indices.items():
+        at, raw = (
+            int(np.flatnonzero(statistics.sample == sample)[0]),
+            np.asarray(bank.embedding[rows], dtype=np.float64),
+        )
+        section = fingerprint(
+            sample,
+            donors=set(labels(bank.obs[_keys.DONOR].iloc[rows])),
+            image_hash="",
+            embedding=standardize(raw, statistics.mean[at], statistics.std[at]) if bank.header.standardize else raw,
+            xy=bank.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)[rows],
+            **_NO_EXPRESSION,
+        )
+        same_picture = statistics.image_hash[at] and statistics.image_hash[at] == str(query.header["image_hash"])
+        found += [] if same_picture else [pair.second.sample for pair in find_duplicates((of_query, section))]
+    if found:
+        logger.warning(
+            "The query is the tissue of %s in the reference, as its tiles show, under another donor's name: it is predicted "
+            "from itself, and accuracy is no evidence. Write the same donor into `obs[%r]`, or leave these sections out.",
+            listing(found),
+            query.donor_key,
+        )
