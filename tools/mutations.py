@@ -161,7 +161,7 @@ MUTATIONS = (
     Mutation(
         "level of the first query for all",
         "evidence.py",
-        "level[0] if len(level) == 1 else level[selection.level]",
+        "level[0] if len(level) == 1 else level[selection.pattern]",
         "level[0]",
         f"{COMMON} -k is_evidence",
     ),

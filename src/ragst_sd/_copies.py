@@ -36,7 +36,7 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
         xy=query.centers()[finite],
         **_NO_EXPRESSION,
     )
-    found = []
+    copies = []
     for sample, rows in bank.obs.groupby(labels(bank.obs[_keys.SAMPLE])).indices.items():
         at, raw = (
             int(np.flatnonzero(statistics.sample == sample)[0]),
@@ -51,11 +51,11 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
             **_NO_EXPRESSION,
         )
         same_picture = statistics.image_hash[at] and statistics.image_hash[at] == str(query.header["image_hash"])
-        found += [] if same_picture else [pair.second.sample for pair in find_duplicates((of_query, section))]
-    if found:
+        copies += [] if same_picture else [pair.second.sample for pair in find_duplicates((of_query, section))]
+    if copies:
         logger.warning(
             "The query is the tissue of %s in the reference, as its tiles show, under another donor's name: it is predicted "
             "from itself, and accuracy is no evidence. Write the same donor into `obs[%r]`, or leave these sections out.",
-            listing(found),
+            listing(copies),
             query.donor_key,
         )

@@ -82,7 +82,7 @@ def _with_own_donor(
         int(known.sum()),
         len(known),
     )
-    return replace(eligibility, itself=measured_row, level=home if at_home else None)
+    return replace(eligibility, itself=measured_row, level_rows=home if at_home else None)
 
 
 def _require_rows(bank: Bank, eligibility: Eligibility, exclude: Sequence[str]) -> None:

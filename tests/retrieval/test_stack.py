@@ -25,7 +25,7 @@ def asked(share, measured=None):
     }
     rows, weights = np.array([[0, 2], [1, -1]]), np.array([[0.25, 0.75], [1.0, 0.0]])
     selection = Selection(
-        np.zeros((2, 1)), rows, weights, weights, level=np.zeros(2, int), features=np.array([[1.0], [-2.0]])
+        np.zeros((2, 1)), rows, weights, weights, pattern=np.zeros(2, int), features=np.array([[1.0], [-2.0]])
     )
     return parameters, bank, selection
 
@@ -51,7 +51,7 @@ def test_all_retrieval_is_evidence_alone():
 def test_no_retrieval_is_the_mean_and_the_regression():
     parameters, bank, selection = asked(0.0)
     nobody = nothing_cited(Query(selection.key, n_neighbors=2))
-    nobody = Selection(nobody.key, nobody.rows, nobody.weights, nobody.distances, level=selection.level,
+    nobody = Selection(nobody.key, nobody.rows, nobody.weights, nobody.distances, pattern=selection.pattern,
                        features=selection.features)  # fmt: skip
     answer = stacked(parameters, bank, nobody)
     np.testing.assert_allclose(answer.evidence, [[4.25, 3.5]] * 2)

@@ -195,9 +195,9 @@ def _hashed(path: Path, version: tuple[int, int, int]) -> str:
 
 def whats_wrong(path: Path, file: Mapping[str, Any]) -> str | None:
     """What distinguishes a file from the one that the catalogue states, `None` if nothing does."""
-    size, sha256, found = file.get("size"), file.get("sha256"), path.stat().st_size
-    if size is not None and found != size:
-        return f"{found} bytes, expected {size}"
+    size, sha256, has = file.get("size"), file.get("sha256"), path.stat().st_size
+    if size is not None and has != size:
+        return f"{has} bytes, expected {size}"
     if sha256 is not None and sha256_of(path) != sha256:
         return f"sha256 {sha256_of(path)}, expected {sha256}"
     return None

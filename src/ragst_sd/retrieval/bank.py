@@ -166,7 +166,7 @@ class Bank:
         return np.arange(len(self)) if self.ids is None else np.argsort(np.argsort(self.ids, kind="stable"))
 
     @cached_property
-    def levels(self) -> tuple[np.ndarray, np.ndarray]:
+    def section_panels(self) -> tuple[np.ndarray, np.ndarray]:
         """Groups of rows of one section and panel: (m,) code of each row, and (groups, 2) section and panel."""
         n_panels = len(self.measured)
         groups, codes = np.unique(self.sections * n_panels + self.panels, return_inverse=True)
@@ -220,9 +220,9 @@ class Bank:
         shifts
             (sections, genes).
         rows
-            (patterns, groups) number of eligible rows of each of the groups of `levels`.
+            (patterns, groups) number of eligible rows of each of the groups of `section_panels`.
         """
-        _, groups = self.levels
+        _, groups = self.section_panels
         votes = self.measured[groups[:, 1]].astype(np.float64)
         total = rows @ votes
         return np.divide(rows @ (votes * shifts[groups[:, 0]]), total, out=np.zeros(total.shape), where=total > 0)
@@ -291,7 +291,7 @@ class Selection:
     """(n, k); NaN for none."""
     nearest: Any = None
     """(n, k) nearest rows, cited or not."""
-    level: Any = None
+    pattern: Any = None
     """(n,) pattern of the rows that each query may use: of two queries with one code these are the same."""
     features: Any = None
     """(n, q) features of the queries in the regression of a stack."""

@@ -23,7 +23,7 @@ class Eligibility:
     """(m,) bool."""
     itself: np.ndarray | None = None
     """(n,) row of the bank that each query is itself, -1 for none. It is not cited; means and regressions keep it."""
-    level: np.ndarray | None = None
+    level_rows: np.ndarray | None = None
     """(m,) bool, rows on whose mean evidence is put back; all that may be used if left out."""
 
     @classmethod
@@ -44,15 +44,15 @@ class Eligibility:
     @property
     def split(self) -> str:
         """What has to be held out to see how accurate such a prediction is: donors, or blocks of its own section."""
-        return "donor" if self.level is None else "block"
+        return "donor" if self.level_rows is None else "block"
 
     def of_groups(self) -> Eligibility:
         """The same without the rule that a query does not use its own row."""
         return replace(self, itself=None)
 
     def of_level(self) -> Eligibility:
-        """Limited to the rows of `level`, as far as there are any."""
-        limited = self.allowed if self.level is None else self.allowed & self.level
+        """Limited to the rows of `level_rows`, as far as there are any."""
+        limited = self.allowed if self.level_rows is None else self.allowed & self.level_rows
         return replace(self, allowed=limited) if limited.any() else self
 
     def patterns(self) -> tuple[np.ndarray, np.ndarray]:
@@ -87,7 +87,7 @@ class Eligibility:
 
     def of_rows(self, rows: slice) -> Eligibility:
         """The same for consecutive rows of the bank."""
-        itself, level = self.itself, None if self.level is None else self.level[rows]
+        itself, level = self.itself, None if self.level_rows is None else self.level_rows[rows]
         if itself is not None:
             itself = np.where((itself >= rows.start) & (itself < rows.stop), itself - rows.start, -1)
         return Eligibility(self.query_groups, self.bank_groups[rows], self.allowed[rows], itself, level)

@@ -200,7 +200,7 @@ def cited_mean(parameters: Mapping[str, Any], bank: Bank, selection: Selection) 
         shifts, level = parameters["section_shifts"], parameters["level"]
         shift = weighted_shift(selection.rows, selection.weights, bank.sections, shifts, **of_panels)
         moved = average - shift
-        moved += level[0] if len(level) == 1 else level[selection.level]
+        moved += level[0] if len(level) == 1 else level[selection.pattern]
         evidence = moved.astype(np.float32)
     return Answer(evidence, np.zeros_like(evidence), average, shift)
 

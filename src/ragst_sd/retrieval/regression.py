@@ -205,7 +205,7 @@ def regression_of(parameters: Mapping[str, Any], bank: Bank, selection: Selectio
         return product
     out = np.empty((len(features), coefficients.shape[2]))
     for pattern in range(len(coefficients)):
-        asked = selection.level == pattern
+        asked = selection.pattern == pattern
         out[asked] = product_in_blocks(features[asked], coefficients[pattern]) + intercept[pattern]
     return out
 

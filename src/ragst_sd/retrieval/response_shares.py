@@ -104,8 +104,10 @@ def fit_stack(bank: Bank, run: Run, *, parts: tuple[str, ...] = PARTS, gated: Ga
     shaped = shape_halves(bank, None)
     for kind in range(len(KINDS)):
         held = held_out(bank, kind, shaped) if kind == MEASURED or bank.key.shape[1] else []
-        found = choose_stack(bank, run, kind, held, parts, gated) if held else None
-        chosen.append(found or (chosen[0] if kind else Chosen(Settings(), np.zeros(len(PARTS)), 0.0, 0.0, np.nan)))
+        chosen_here = choose_stack(bank, run, kind, held, parts, gated) if held else None
+        chosen.append(
+            chosen_here or (chosen[0] if kind else Chosen(Settings(), np.zeros(len(PARTS)), 0.0, 0.0, np.nan))
+        )
     of_kinds = dict(zip(Chosen._fields, map(np.array, zip(*chosen, strict=True)), strict=True))
     return {"n_cited": run.n_neighbors, **{f"stack_{name}": values for name, values in of_kinds.items()}}
 
@@ -115,10 +117,10 @@ def stack_of(parameters: Mapping[str, Any], bank: Bank, query: Query) -> Stacked
     if query.worked is not None or "stack_shares" not in parameters:
         return query.worked
     settings = tuple(Settings(*line) for line in np.asarray(parameters["stack_settings"]).tolist())
-    found = stack(bank, query, settings, np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
-    alone = by_gates_alone(parameters, bank, query)
-    found.coefficients[alone], found.cited[alone] = 0.0, 0.0
-    return found
+    answer = stack(bank, query, settings, np.asarray(parameters["stack_shares"]), int(parameters["n_cited"]))
+    by_gates = by_gates_alone(parameters, bank, query)
+    answer.coefficients[by_gates], answer.cited[by_gates] = 0.0, 0.0
+    return answer
 
 
 def by_gates_alone(parameters: Mapping[str, Any], bank: Bank, query: Query) -> np.ndarray:
@@ -130,8 +132,8 @@ def by_gates_alone(parameters: Mapping[str, Any], bank: Bank, query: Query) -> n
     gates = np.asarray(parameters.get("gates", np.zeros((0, 1))))
     if not (gates[:, 0] >= ALONE).any():
         return np.zeros(len(query), dtype=bool)
-    own = same_perturbation(bank, query) & query.eligible & (query.contexts[:, None] == bank.sections)
-    return np.asarray(own.any(axis=1) | (query.contexts < 0))
+    measured_here = same_perturbation(bank, query) & query.eligible & (query.contexts[:, None] == bank.sections)
+    return np.asarray(measured_here.any(axis=1) | (query.contexts < 0))
 
 
 def kernel_ridge(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> Answer:
@@ -174,18 +176,18 @@ def held_out(bank: Bank, kind: int, shaped: tuple[Bank, Bank]) -> list[Held]:
         of_kind = [] if kind else parts
     same = np.array_equal(shaped[0].values, shaped[1].values)
     return [
-        _held(one, other, rows[lesson.queries], query.some(lesson.queries), lesson)
+        _held(shaped_by, other, rows[lesson.queries], query.some(lesson.queries), lesson)
         for rows, query in of_kind
-        for one, other in ((shaped,) if same else (shaped, shaped[::-1]))
-        for lesson in lessons(one, query)
+        for shaped_by, other in ((shaped,) if same else (shaped, shaped[::-1]))
+        for lesson in lessons(shaped_by, query)
     ]
 
 
-def _held(one: Bank, other: Bank, rows: np.ndarray, query: Query, lesson: Lesson) -> Held:
-    dose_of_rows = doses(one.screen.perturbed)[lesson.allowed, None]
-    gaps = relative(one.values[lesson.allowed], one.sections[lesson.allowed]) / dose_of_rows
-    level, dose = pool_mean(one, query), doses(query.perturbed)[:, None]
-    return Held(one, query, lesson, gaps, dose, level, other.values[rows] - level, reliance(one, rows))
+def _held(bank: Bank, other: Bank, rows: np.ndarray, query: Query, lesson: Lesson) -> Held:
+    dose_of_rows = doses(bank.screen.perturbed)[lesson.allowed, None]
+    gaps = relative(bank.values[lesson.allowed], bank.sections[lesson.allowed]) / dose_of_rows
+    level, dose = pool_mean(bank, query), doses(query.perturbed)[:, None]
+    return Held(bank, query, lesson, gaps, dose, level, other.values[rows] - level, reliance(bank, rows))
 
 
 def choose_stack(
@@ -203,7 +205,7 @@ def choose_stack(
     def pick(name: str, options: list[Settings]) -> Settings:
         if name not in parts or len(options) == 1:
             return options[0]
-        scores = [_cosine(held, [one.predict(name, known, settings, k) for one in held])[0] for settings in options]
+        scores = [_cosine(held, [each.predict(name, known, settings, k) for each in held])[0] for settings in options]
         return options[int(np.argmax(scores))]
 
     best = pick("kernel_ridge", [best._replace(beta=b, alpha=a) for b, a in product(betas, _ALPHAS)])
@@ -211,18 +213,18 @@ def choose_stack(
     best = pick("knn", [best._replace(power=s) for s in _POWERS])
     best = pick("moved" if known else "ridge", [best._replace(linear=a) for a in _ALPHAS])
     usable = [name for name in parts if name not in (("ridge",) if known else ("moved", "copy"))]
-    found = [[one.predict(name, known, best, k) for one in held] for name in usable]
+    predicted = [[each.predict(name, known, best, k) for each in held] for name in usable]
     if gated is not None:
-        found.append([gated(one.bank, one.query) for one in held])
-    alone = parts == ("kernel_ridge",)
-    if not (known or alone):
-        found = [[one.beyond(f) for one, f in zip(held, of_part, strict=True)] for of_part in found]
-        held = [one._replace(truth=one.beyond(one.truth)) for one in held]
+        predicted.append([gated(each.bank, each.query) for each in held])
+    by_itself = parts == ("kernel_ridge",)
+    if not (known or by_itself):
+        predicted = [[each.beyond(f) for each, f in zip(held, of_part, strict=True)] for of_part in predicted]
+        held = [each._replace(truth=each.beyond(each.truth)) for each in held]
     # Ridge divides by one plus its penalty, on average.
     penalty = {"learned": best.again, "kernel_ridge": best.alpha, "ridge": best.linear, "moved": best.linear}
     most = np.array([1 + penalty.get(name, 0.0) for name in usable] + [1.0] * (gated is not None))
-    shares = np.ones(1) if alone else choose_shares(held, found, most)
-    total = [sum(s * f[i] for s, f in zip(shares, found, strict=True)) for i in range(len(held))]
+    shares = np.ones(1) if by_itself else choose_shares(held, predicted, most)
+    total = [sum(s * f[i] for s, f in zip(shares, predicted, strict=True)) for i in range(len(held))]
     gain, error = _cosine(held, total)
     if not gain > error:
         shares = np.zeros_like(shares)
@@ -239,14 +241,14 @@ def choose_stack(
     )
 
 
-def _cosine(held: list[Held], found: list[np.ndarray]) -> tuple[float, float]:
+def _cosine(held: list[Held], predicted: list[np.ndarray]) -> tuple[float, float]:
     """Weighted mean of the cosines of rows with their truth, and its standard error."""
-    truth, weight = (np.concatenate([getattr(one, name) for one in held]) for name in ("truth", "weight"))
-    scaled = cosines(np.concatenate(found), truth) * weight / weight.mean()
+    truth, weight = (np.concatenate([getattr(each, name) for each in held]) for name in ("truth", "weight"))
+    scaled = cosines(np.concatenate(predicted), truth) * weight / weight.mean()
     return float(scaled.mean()), float(scaled.std() / np.sqrt(len(scaled)))
 
 
-def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndarray) -> np.ndarray:
+def choose_shares(held: list[Held], predicted: list[list[np.ndarray]], most: np.ndarray) -> np.ndarray:
     r"""Least squares of held-out responses on the parts, drawn towards equal shares, and all of them towards zero.
 
     .. math:: \min_{0 \le v_i \le b_i / c_i} \sum_q \frac{w_q}{\|y_q\|} \Big\|y_q - \sum_i v_i c_i f_i\Big\|^2
@@ -263,17 +265,17 @@ def choose_shares(held: list[Held], found: list[list[np.ndarray]], most: np.ndar
     """
     from scipy.optimize import lsq_linear
 
-    stacked = np.concatenate([np.stack([of_part[i] for of_part in found]) for i in range(len(held))], axis=1)
-    truth = np.concatenate([one.truth for one in held])
-    weight, length = np.concatenate([one.weight for one in held]), np.linalg.norm(truth, axis=1)
+    stacked = np.concatenate([np.stack([of_part[i] for of_part in predicted]) for i in range(len(held))], axis=1)
+    truth = np.concatenate([each.truth for each in held])
+    weight, length = np.concatenate([each.weight for each in held]), np.linalg.norm(truth, axis=1)
     weight = np.divide(weight, length, out=np.zeros_like(weight), where=length > _TINY)
     products = np.einsum("iqg,kqg,q->ik", stacked, stacked, weight, optimize=True)
     along, size = np.einsum("iqg,qg,q->i", stacked, truth, weight, optimize=True), np.diag(products)
     coefficient = np.minimum(np.divide(np.maximum(along, 0), size, out=np.zeros_like(along), where=size > _TINY), most)
-    used, shares = np.flatnonzero(coefficient), np.zeros(len(found))
+    used, shares = np.flatnonzero(coefficient), np.zeros(len(predicted))
     if not len(used):
         return shares
-    names = [name for one in held for name in one.query.perturbed]
+    names = [name for each in held for name in each.query.perturbed]
     group = np.unique([" ".join(name) for name in names], return_inverse=True)[1]
     scaled = products[np.ix_(used, used)] * np.outer(coefficient[used], coefficient[used])
     penalty = _PRIOR / (group.max() + 1) * np.trace(scaled) / len(used)

@@ -223,13 +223,13 @@ def nearest(lesson: Lesson, likeness: np.ndarray, power: float, k: int, kind: in
     """(q, n + e) weights of the `k` rows here, and of perturbations elsewhere, that are most like each query."""
     n, asked = len(lesson.here), lesson.asked
     known = np.r_[:n, asked.stop : len(likeness)] if kind else np.arange(n)
-    found = np.maximum(likeness[asked][:, known], 0)
+    likeness_of = np.maximum(likeness[asked][:, known], 0)
     if kind:
         # Its own response elsewhere has parts of its own.
-        found[:, n:][lesson.elsewhere[asked] @ lesson.elsewhere[asked.stop :].T > 0] = 0
-    order = np.argsort(-found, axis=1, kind="stable")[:, :k]
-    weights = np.zeros_like(found)
-    np.put_along_axis(weights, order, np.take_along_axis(found, order, axis=1) ** power, axis=1)
+        likeness_of[:, n:][lesson.elsewhere[asked] @ lesson.elsewhere[asked.stop :].T > 0] = 0
+    order = np.argsort(-likeness_of, axis=1, kind="stable")[:, :k]
+    weights = np.zeros_like(likeness_of)
+    np.put_along_axis(weights, order, np.take_along_axis(likeness_of, order, axis=1) ** power, axis=1)
     return normalised(weights)
 
 

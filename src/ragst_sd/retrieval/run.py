@@ -105,7 +105,7 @@ def select(
     if fit.cites_level or features is not None:
         pattern = eligibility.patterns()[1]
     if fit.cites_level:
-        level_rows = eligibility.of_level().count_by(bank.levels[0])
+        level_rows = eligibility.of_level().count_by(bank.section_panels[0])
     if features is not None and not eligibility.pattern_masks().all():
         eligible = eligibility.pattern_masks()
         if bank.lazy:
@@ -125,7 +125,7 @@ def select(
     selection = replace(
         selection,
         nearest=nearest,
-        level=pattern,
+        pattern=pattern,
         features=features,
         mean_distance=grounding.distance,
         appearance_distance=grounding.appearance_distance,
@@ -227,7 +227,7 @@ def values_of(part: Part, selection: Selection) -> Values:
         values["lower"], values["upper"] = limits_around(
             part.intervals, prediction, values["disagreement"], selection.mean_distance, selection.appearance_distance
         )
-    mean = mean_of_eligible(part.parameters, selection.level).astype(np.float32)
+    mean = mean_of_eligible(part.parameters, selection.pattern).astype(np.float32)
     values["evidence_share"] = evidence_share(answer.evidence, answer.adjustment, mean)
     return values
 

@@ -29,7 +29,7 @@ def stacked(parameters: Mapping[str, Any], bank: Bank, selection: Selection) -> 
         share = np.where(missing, 0.0, share)
     if (share == 1).all():
         return answer
-    mean = mean_of_eligible(parameters, selection.level)
+    mean = mean_of_eligible(parameters, selection.pattern)
     # In place: these are the largest arrays of a prediction.
     evidence = answer.evidence - mean
     evidence[missing] = 0

@@ -150,7 +150,7 @@ def predict_held(
         held.embedding,
         state=state_of(part.fit.parameters, held.obs, held.embedding),
         # Nothing of the held-out group is in the bank; what is left of the section that it is a part of, is.
-        eligibility=replace(Eligibility.everything(len(held), len(part)), level=same_section),
+        eligibility=replace(Eligibility.everything(len(held), len(part)), level_rows=same_section),
         n_neighbors=part.fit.n_neighbors if n_neighbors is None else n_neighbors,
     )
     places = part.genes.get_indexer(genes)

@@ -319,9 +319,11 @@ def inner_group_keys(bank: Bank, folds: Sequence[Fold], group_key: str | None) -
     columns = dict.fromkeys((group_key or _keys.DONOR, _keys.DONOR))
     groups = {column: labels(bank.obs[column]) for column in columns}
     keys = [next((column for column in columns if len(set(groups[column][fold.training])) > 1), None) for fold in folds]
-    alone = dict.fromkeys(fold.name for fold, key in zip(folds, keys, strict=True) if key is None)
-    if alone and len(set(groups[_keys.DONOR])) > 1:
-        logger.warning("Without %s one donor is left: parts of its sections are held out to choose.", listing(alone))
+    of_one_donor = dict.fromkeys(fold.name for fold, key in zip(folds, keys, strict=True) if key is None)
+    if of_one_donor and len(set(groups[_keys.DONOR])) > 1:
+        logger.warning(
+            "Without %s one donor is left: parts of its sections are held out to choose.", listing(of_one_donor)
+        )
     return keys
 
 

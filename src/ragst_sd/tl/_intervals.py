@@ -37,7 +37,7 @@ def far_distance(fit: Fit) -> float:
 
 def gene_floor(bank: Bank) -> np.ndarray:
     """(genes,) float32 smallest spread that is believed, from that within sections over rows that measured a gene."""
-    codes, groups = bank.levels
+    codes, groups = bank.section_panels
     values = sp.csr_matrix(bank.values)
     member = sp.csr_matrix((np.ones(len(codes)), (codes, np.arange(len(codes)))))
     total, squares = (np.asarray((member @ part).todense()) for part in (values, values.multiply(values).tocsr()))

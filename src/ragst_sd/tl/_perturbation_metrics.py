@@ -100,8 +100,8 @@ def replicate_scores(truth: Measured, genes: list[str], how: Scoring) -> dict[st
     groups = np.where(truth.row == CONTROL, len(truth.names) + truth.stratum, truth.row)
     first = halves(groups, np.random.default_rng(how.seed))
     parts = (truth.part(first), truth.part(~first))
-    one, other = (scores_of(Predicted.of_measured(half), rest, genes, how) for half, rest in (parts, parts[::-1]))
-    scores = {name: (one[name] + other[name]) / 2 for name in how.metrics}
+    by_first, by_second = (scores_of(Predicted.of_measured(half), rest, genes, how) for half, rest in (parts, parts[::-1]))
+    scores = {name: (by_first[name] + by_second[name]) / 2 for name in how.metrics}
     # From two noisy halves to a prediction without noise and the whole truth, where that is known.
     of_halves = {"mse": 1 / 4, "mae": 1 / 2}
     for name, value in scores.items():

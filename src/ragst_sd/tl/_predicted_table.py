@@ -196,7 +196,7 @@ def predicted_table(
             _keys.ROWS: selection.rows,
             _keys.WEIGHTS: selection.weights,
             _keys.DISTANCES: selection.distances,
-            _keys.LEVEL: selection.level if selection.level.any() else None,
+            _keys.LEVEL: selection.pattern if selection.pattern.any() else None,
             _keys.REGRESSION_KEY: selection.features,
             _keys.CELL_TYPE_FRACTION: fractions,
             _keys.INTERVAL_QUANTILES: quantiles,

@@ -56,12 +56,12 @@ def of_context(truth: Measured, line: int) -> np.ndarray:
     return np.flatnonzero([context == truth.names[line][0] for context, _ in truth.names])
 
 
-def _share_before(distance: np.ndarray, own: float) -> float:
+def _share_before(distance: np.ndarray, of_itself: float) -> float:
     """Share of distances below one of them.
 
-    Ties count half: a prediction that is as far from all responses is in the middle, wherever its own one stands.
+    Ties count half: a prediction that is as far from all responses is in the middle, wherever its of_itself one stands.
     """
-    return float(((distance < own).sum() + 0.5 * ((distance == own).sum() - 1)) / len(distance))
+    return float(((distance < of_itself).sum() + 0.5 * ((distance == of_itself).sum() - 1)) / len(distance))
 
 
 def _distances(response: np.ndarray, others: np.ndarray, metric: str) -> np.ndarray:
@@ -90,9 +90,9 @@ def centred_scores(
         if context not in measured:
             measured[context] = _directions(truth.delta[here], centre)
         likeness = measured[context] @ _directions(delta[i], centre)
-        own = likeness[here == line].item()
-        before = _share_before(-likeness, -own)
-        scores[CENTRED][i], scores[RANK][i], scores[BEST][i] = own, 1 - before, before < 0.1
+        of_itself = likeness[here == line].item()
+        before = _share_before(-likeness, -of_itself)
+        scores[CENTRED][i], scores[RANK][i], scores[BEST][i] = of_itself, 1 - before, before < 0.1
         scores[TOP][i] = _top_overlap(delta[i], truth.delta[line])
     return scores
 

@@ -110,13 +110,13 @@ def read_section(
     require_unique(table.obs_names, f"names of spots of {where}", "Make them unique.")
     keep = _usable_rows(table, finite, matrix, where)
     stated = table.uns.get(_keys.ATTRS, {}).get(_keys.SOURCE, {})
-    kept = table.obs.loc[keep]
+    usable = table.obs.loc[keep]
     xy = embedded_centers(sdata, table, table_key=table_key, header=header)
     warn_of_other_order(table, xy, where)
-    _warn_of_mixed_donors(xy[keep], labels(kept[donor_key]), donor_key, where)
+    _warn_of_mixed_donors(xy[keep], labels(usable[donor_key]), donor_key, where)
     section = Section(
         sample=sample,
-        obs=kept.assign(**{_keys.DONOR: labels(kept[donor_key])})[list(dict.fromkeys([_keys.DONOR, *obs]))],
+        obs=usable.assign(**{_keys.DONOR: labels(usable[donor_key])})[list(dict.fromkeys([_keys.DONOR, *obs]))],
         embedding=embedding[keep].astype(np.float32),
         header=header,
         expression=matrix[keep],
