@@ -54,8 +54,9 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
         copies += [] if same_picture else [pair.second.sample for pair in find_duplicates((of_query, section))]
     if copies:
         logger.warning(
-            "The query is the tissue of %s in the reference, as its tiles show, under another donor's name: it is predicted "
-            "from itself, and accuracy is no evidence. Write the same donor into `obs[%r]`, or leave these sections out.",
+            "The query is the tissue of %s in the reference, as its tiles show, under another donor's name: it is "
+            "predicted from itself, and accuracy is no evidence. Write the same donor into `obs[%r]`, or leave these "
+            "sections out.",
             listing(copies),
             query.donor_key,
         )

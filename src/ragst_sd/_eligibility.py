@@ -63,7 +63,7 @@ def eligible_rows(bank: Bank, query: Query, *, where: Where, exclude: Sequence[s
 def _with_own_donor(
     bank: Bank, query: Query, eligibility: Eligibility, same_image: np.ndarray, exclude: Sequence[str]
 ) -> Eligibility:
-    """Where rows of the query's donor may be used: which row each spot is itself, and the rows of the query's section."""
+    """Where rows of the query's donor may be used: which row each spot is itself, and the rows of its section."""
     measured_row = _reference_rows(bank, query, same_image)
     if METHODS[bank.fit.method].learns != "values":
         # A method that only cites has not seen a row that it may not use.
@@ -96,8 +96,8 @@ def _require_rows(bank: Bank, eligibility: Eligibility, exclude: Sequence[str]) 
         )
     donors = sorted(bank.obs[_keys.DONOR].astype(str).unique())
     raise ValueError(
-        f"No row of the reference is eligible for some spots: {int(eligibility.allowed.sum())} of {len(bank)} rows pass "
-        f"`where`, and rows that share {listing(exclude)} with the query are never used (donors in the reference: "
+        f"No row of the reference is eligible for some spots: {int(eligibility.allowed.sum())} of {len(bank)} rows "
+        f"pass `where`, and rows that share {listing(exclude)} with the query are never used (donors in the reference: "
         f"{listing(donors)}). Add other donors to the reference or relax `where`."
     )
 
@@ -172,7 +172,8 @@ def excluded_columns(exclude: Sequence[str]) -> list[str]:
     if exclude is None or isinstance(exclude, Mapping):
         raise TypeError(
             f"`exclude` is a {type(exclude).__name__}; it names columns in which a row must differ from the query, for "
-            "instance `('donor',)`, or none: `()`. By value, rows are chosen with `where`, which says which may be used."
+            "instance `('donor',)`, or none: `()`. By value, rows are chosen with `where`, which says which may be "
+            "used."
         )
     return as_names(exclude)
 
@@ -204,9 +205,9 @@ def _reference_rows(bank: Bank, query: Query, same_image: np.ndarray) -> np.ndar
             if twice.any():
                 first = labels(bank.obs[_keys.SAMPLE])[out[spot[twice]]]
                 raise ValueError(
-                    f"Sections {listing([*np.unique(first), sample])} of the reference hold the same spots of the query's "
-                    f"image ({int(twice.sum())} of them): a spot would cite its copy. Build the reference again with one "
-                    "of these sections."
+                    f"Sections {listing([*np.unique(first), sample])} of the reference hold the same spots of the "
+                    f"query's image ({int(twice.sum())} of them): a spot would cite its copy. Build the reference "
+                    "again with one of these sections."
                 )
             out[spot] = rows
             continue
@@ -278,7 +279,7 @@ def where_of(ids: np.ndarray, header: Mapping[str, Any]) -> Mapping[str, Any] | 
 
 
 def number_cited(n_neighbors: int | None, fitted: int, eligibility: Eligibility) -> int:
-    """How many rows a spot cites at most: those asked for, or as many as were fitted; a spot that may use fewer cites those."""
+    """How many rows a spot cites at most: those asked for, or as many as were fitted and some spot may use."""
     eligible = eligibility.count()
     check_fewer(n_neighbors, fitted, int(eligible.min()))
     if n_neighbors is not None:

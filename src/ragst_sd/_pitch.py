@@ -1,4 +1,4 @@
-"""How spots lie: the pitch of their array, whether two lists of centres are in one order, and which donors they are of."""
+"""How spots lie: the pitch of their array, whether two lists of centres are in one order, and whose spots they are."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def warn_of_other_order(table: AnnData, xy: np.ndarray, where: str) -> None:
     if len(places) == len(xy) and in_other_order(xy, places[:, :2].astype(float)):
         logger.warning(
             "%s: by `obsm[%r]` the spots lie elsewhere than the shapes that `obs` names for them. If `obs` alone was "
-            "sorted or replaced, the expression is now that of other spots: read the table again, and reorder the whole "
-            "of it (`table[order].copy()`).",
+            "sorted or replaced, the expression is now that of other spots: read the table again, and reorder the "
+            "whole of it (`table[order].copy()`).",
             where,
             _keys.SPATIAL,
         )

@@ -234,8 +234,8 @@ def _check_statistics(origin: dict[str, Any], table_key: str) -> None:
     """Few spots make poor section statistics, and a single one makes none."""
     if not np.asarray(origin["section_std"]).any():
         raise ValueError(
-            f"The embeddings of table {table_key!r} do not vary within the section ({origin['n_spots']} spots), so they "
-            "cannot be standardised by it. Embed the whole section, or build with "
+            f"The embeddings of table {table_key!r} do not vary within the section ({origin['n_spots']} spots), so "
+            "they cannot be standardised by it. Embed the whole section, or build with "
             "`rg.tl.build_reference(..., standardize=False)`."
         )
     if int(origin["n_spots"]) < _FEW_SPOTS:

@@ -1,4 +1,4 @@
-"""What a reference of either task states and holds: its header, its content and its fit, checked; and new references."""
+"""What a reference of either task states and holds: header, content and fit, checked; and new references."""
 
 from __future__ import annotations
 

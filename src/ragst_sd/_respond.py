@@ -133,7 +133,7 @@ def pairs_learned(what: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
 def respond(
     task: Task, pairs: list[tuple[str, str]], states: Mapping[str, np.ndarray], *, progress: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Values of pairs of perturbation and context, and what was learned of these; none if only the control is asked for.
+    """Values of pairs of perturbation and context, and what was learned of these; none if only controls are asked for.
 
     `states` is the mean expression (g,) of the cells of each context, on the genes of the reference.
     """
@@ -221,11 +221,11 @@ def response_from_half(
     genes: list[str],
     state: np.ndarray | None,
 ) -> np.ndarray | None:
-    """(g,) response to a perturbation in a context, predicted if all measured responses are against half 1 of the controls.
+    """(g,) response to a perturbation in a context, predicted as if responses were measured against half the controls.
 
     What was measured against half 2 shares no controls with it. `None`, if the prediction cannot be made again: the
     reference was fitted anew, each spot has its own response, or a network has learned from all controls. `header` and
-    `response` are those of the prediction; `state` is the (g,) mean expression of the cells, that of the context if left out.
+    `response` are those of the prediction; `state` is the (g,) mean expression of the cells, by default the context's.
     """
     if _keys.FIT not in read_header(reference, TASK):
         return None

@@ -69,9 +69,9 @@ def _require_same_donors(prediction: Prediction, truth: AnnData) -> None:
     predicted, measured = (set(labels(table.obs[column], missing="")) - {""} for table in tables)
     if predicted and measured and not predicted & measured:
         raise ValueError(
-            f"`truth` is of {column} {listing(sorted(measured))}, the prediction of {listing(sorted(predicted))}: other "
-            f"tissue would be compared. Give the table of the same section; if this is it, write `obs[{column!r}]` "
-            "alike in both."
+            f"`truth` is of {column} {listing(sorted(measured))}, the prediction of {listing(sorted(predicted))}: "
+            "other tissue would be compared. Give the table of the same section; if this is it, write "
+            f"`obs[{column!r}]` alike in both."
         )
 
 

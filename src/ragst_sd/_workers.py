@@ -175,13 +175,13 @@ def is_at_hand(level: Any) -> bool:
 
 
 def require_stored(levels: Iterable[Any], what: str) -> None:
-    """Raise a `FileNotFoundError` if a zarr store that pixels are read from is gone: zarr then reads zeros, all black."""
+    """Raise a `FileNotFoundError` if a zarr store that pixels are read from is gone: zarr would read zeros."""
     stored = (value for level in levels for value in _held(level) if isinstance(value, zarr.Array))
     for place in {Path(array.store.root) / array.path for array in stored if isinstance(array.store, LocalStore)}:
         if not place.exists():
             raise FileNotFoundError(
-                f"{what} is read from {place}, which is not there: the store was moved, deleted or is not mounted. Read "
-                "the object again from where its store lies now (`spatialdata.read_zarr`)."
+                f"{what} is read from {place}, which is not there: the store was moved, deleted or is not mounted. "
+                "Read the object again from where its store lies now (`spatialdata.read_zarr`)."
             )
 
 

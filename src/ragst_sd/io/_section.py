@@ -135,7 +135,7 @@ def check_inside(
 
 
 def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
-    """Warn if most spots lie beside the tissue of an RGB picture (3, y, x) that shows tissue, or would fit it better swapped."""
+    """Warn if most spots lie beside the tissue of an RGB picture (3, y, x), or fit it better swapped or mirrored."""
     mask, _ = tissue_mask(thinned(pixels, _OVERVIEW_PX))
     size = np.array(pixels.shape[:0:-1])
 
@@ -154,8 +154,8 @@ def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
     best, share = max(shares, key=lambda how: shares[how]), float(here.mean())
     if mask.any() and shares[best] > here.sum() / len(xy) + _FITS_BETTER:
         logger.warning(
-            "%.0f %% of the spots lie on what looks like tissue in the picture, and %.0f %% %s: look at both before you "
-            "go on.",
+            "%.0f %% of the spots lie on what looks like tissue in the picture, and %.0f %% %s: look at both before "
+            "you go on.",
             100 * share,
             100 * shares[best],
             best,

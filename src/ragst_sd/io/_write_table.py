@@ -70,8 +70,8 @@ def write_table(sdata: SpatialData, name: str) -> None:
     store = link_target(Path(sdata.path))
     if not store.exists():
         raise FileNotFoundError(
-            f"The store of `sdata`, {store}, is not there: it was moved or deleted. Read the object again from where its "
-            "store lies now (`spatialdata.read_zarr`), or write it to a new one with `sdata.write(path)`."
+            f"The store of `sdata`, {store}, is not there: it was moved or deleted. Read the object again from where "
+            "its store lies now (`spatialdata.read_zarr`), or write it to a new one with `sdata.write(path)`."
         )
     with locked(store):
         _recover(store)

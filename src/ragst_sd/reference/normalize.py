@@ -130,7 +130,7 @@ def _scaled_or_estimated(matrix: sp.csr_matrix, n_values: np.ndarray) -> Unit:
 
 
 def _of_multiples(matrix: sp.csr_matrix, data: np.ndarray, n_values: np.ndarray) -> bool:
-    """Whether values, in the places of those of a matrix, are in nearly every row whole multiples of its smallest one."""
+    """Whether values, in the places of those of a matrix, are whole multiples of the smallest in nearly every row."""
     enough, filled = n_values >= _ENOUGH_VALUES, np.diff(matrix.indptr) > 0
     values = np.where(data > 0, data, np.inf)
     smallest = np.full(matrix.shape[0], np.inf)

@@ -168,7 +168,7 @@ def _perturbations(
 def _in_turn(
     labels: pd.DataFrame, where: pd.Series, names: Sequence[str], folds: int, control: str
 ) -> Iterator[tuple[pd.Series, pd.Series]]:
-    """Some perturbations to hold out at a time, among the cells of a mask, and the combinations to leave out with them."""
+    """Perturbations to hold out at a time, among the cells of a mask, and the combinations to leave out with them."""
     perturbation = labels[_keys.PERTURBATION]
     for fold in range(folds):
         held = set(names[fold::folds])
@@ -202,8 +202,8 @@ def _here(
         elsewhere_too = sorted(measured & set(shared))
         if folds > len(elsewhere_too) or len(measured) < 2:
             raise ValueError(
-                f"Context {name!r} shares {len(elsewhere_too)} perturbations with others, too few for {folds} folds. Lower "
-                "`n_folds`."
+                f"Context {name!r} shares {len(elsewhere_too)} perturbations with others, too few for {folds} folds. "
+                "Lower `n_folds`."
             )
         shuffled = [elsewhere_too[i] for i in rng.permutation(len(elsewhere_too))]
         for fold, masks in enumerate(_in_turn(labels, here, shuffled, folds, control)):

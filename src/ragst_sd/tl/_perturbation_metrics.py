@@ -90,7 +90,7 @@ class Predicted:
 
 
 def replicate_scores(truth: Measured, genes: list[str], how: Scoring) -> dict[str, np.ndarray]:
-    """(lines,) the best that a prediction could score, from one half of the measured cells as a prediction of the other.
+    """(lines,) the best that a prediction could score: one half of the measured cells as a prediction of the other.
 
     Averaged both ways round. The halves share neither cells nor controls, as a prediction and its truth do not. Each
     has twice the noise variance of the whole, so that their squared difference is four times, and their absolute one
@@ -100,7 +100,9 @@ def replicate_scores(truth: Measured, genes: list[str], how: Scoring) -> dict[st
     groups = np.where(truth.row == CONTROL, len(truth.names) + truth.stratum, truth.row)
     first = halves(groups, np.random.default_rng(how.seed))
     parts = (truth.part(first), truth.part(~first))
-    by_first, by_second = (scores_of(Predicted.of_measured(half), rest, genes, how) for half, rest in (parts, parts[::-1]))
+    by_first, by_second = (
+        scores_of(Predicted.of_measured(half), rest, genes, how) for half, rest in (parts, parts[::-1])
+    )
     scores = {name: (by_first[name] + by_second[name]) / 2 for name in how.metrics}
     # From two noisy halves to a prediction without noise and the whole truth, where that is known.
     of_halves = {"mse": 1 / 4, "mae": 1 / 2}

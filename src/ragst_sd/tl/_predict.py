@@ -68,9 +68,9 @@ def predict(
     **Fill the gaps.** Of a section that was measured in some of its spots, `exclude=()` predicts all of them, from its
     own measured spots and from other donors in the reference. Then
 
-    - a measured spot, which is a row of the reference itself, does not cite that row; `obs["measured"]` marks it. The fit
-      did learn from it, so it is not held out, and :func:`ragst_sd.tl.evaluate` leaves it out. A row is taken as the
-      spot itself if it lies at its place on its image, or, where that is not known, if it has its name and its
+    - a measured spot, which is a row of the reference itself, does not cite that row; `obs["measured"]` marks it. The
+      fit did learn from it, so it is not held out, and :func:`ragst_sd.tl.evaluate` leaves it out. A row is taken as
+      the spot itself if it lies at its place on its image, or, where that is not known, if it has its name and its
       embedding;
     - the level m is that of the section's own measured spots, for methods that cite and center sections;
     - intervals and `cv_pearson` have to be of held-out blocks: :func:`ragst_sd.tl.calibrate` with `split="block"`.

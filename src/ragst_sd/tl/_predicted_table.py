@@ -1,4 +1,4 @@
-"""The one writer of predicted tables of both tasks: fields, lines of cited rows, and provenance; tables of `rg.tl.predict`."""
+"""The one writer of predicted tables of both tasks: fields, lines of cited rows, and provenance."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def predicted_table(
 
 
 def carried(spots: AnnData, *columns: str) -> pd.DataFrame:
-    """What a predicted table keeps of the spots' `.obs`: which shapes they are, and these columns where they are there."""
+    """What a predicted table keeps of the spots' `.obs`: which shapes they are, and these columns if there."""
     attrs = table_attrs(spots)
     names = [attrs["region_key"], attrs["instance_key"], *(name for name in columns if name in spots.obs)]
     return spots.obs[list(dict.fromkeys(names))].copy()

@@ -138,8 +138,8 @@ def _warn_of_mixed_donors(xy: np.ndarray, donors: np.ndarray, donor_key: str, wh
     if share:
         logger.warning(
             "%s: %d donors by `obs[%r]`, and %.0f %% of the spots lie beside a spot of another one. If these are no "
-            "patients or animals, name the column that holds them with `donor_key=`: otherwise a spot is predicted from "
-            "its own tissue, and accuracy on other donors is overstated.",
+            "patients or animals, name the column that holds them with `donor_key=`: otherwise a spot is predicted "
+            "from its own tissue, and accuracy on other donors is overstated.",
             where,
             len(set(donors)),
             donor_key,

@@ -59,7 +59,7 @@ class TissueSource:
     limits: np.ndarray | None = None
     """(2, n, g) ends of the interval of predicted expression, in the unit of the screen."""
     header: dict[str, Any] = field(default_factory=dict)
-    """What the provenance keeps of it: the image, and of a prediction what was predicted how and the interval's level."""
+    """What the provenance keeps of it: the image, and of a prediction what was predicted how, and the intervals."""
 
     @property
     def genes(self) -> list[str]:
