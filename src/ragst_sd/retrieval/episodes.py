@@ -111,8 +111,7 @@ class Episodes:
         bank = np.arange(len(self.x))
         if len(bank) > _BANK:
             bank = np.sort(self.random.choice(len(bank), _BANK, replace=False))
-        cooled = _FIRST_TEMPERATURE + (_LAST_TEMPERATURE - _FIRST_TEMPERATURE) * progress
-        temperature = cooled if self.options.gate == "gumbel" else None
+        temperature = _FIRST_TEMPERATURE + (_LAST_TEMPERATURE - _FIRST_TEMPERATURE) * progress
         evidence, weights = self.predict(member, queries, bank, temperature)
         target, sections = self.y[torch.as_tensor(queries, device=self.y.device)], self.sections[queries]
         loss = torch.nn.functional.mse_loss(evidence, target)
