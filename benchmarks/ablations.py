@@ -1,11 +1,12 @@
-"""What each part of `rag` is worth, and ideas that were tried beside it, on the set on which designs are chosen.
+r"""What each part of `rag` is worth, and ideas that were tried beside it, on the set on which designs are chosen.
 
     python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
 
 `--ideas` compares changes of the whole stack with `rag` as it is, section by section, on several sets. Embeddings are
 kept in the folder `--cache` where one is named.
 
-    python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --ideas --sets mob2k her2st --write docs/benchmarks.md
+    python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --ideas --only "share of retrieval for" random \
+        components --sets mob2k her2st --write docs/benchmarks.md
 """
 
 from __future__ import annotations
