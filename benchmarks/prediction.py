@@ -99,7 +99,7 @@ def into_store(sizes: list[int], m: int, genes: int, share: float, folder: Path 
     for n in [16, *sizes]:
         selection = Selection(
             key=np.zeros((n, 1)), rows=rows[:n], weights=weights[:n], distances=np.zeros((n, K)), nearest=rows[:n],
-            pattern=np.zeros(n, dtype=int), distance=np.zeros(n),
+            pattern=np.zeros(n, dtype=int), mean_distance=np.zeros(n),
         )  # fmt: skip
 
         def write(selection=selection, n=n) -> None:
