@@ -1,11 +1,12 @@
-"""What each part of `rag` is worth, and ideas that were tried beside it, on the set on which designs are chosen.
+r"""What each part of `rag` is worth, and ideas that were tried beside it, on the set on which designs are chosen.
 
     python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --write docs/benchmarks.md
 
 `--ideas` compares changes of the whole stack with `rag` as it is, section by section, on several sets. Embeddings are
 kept in the folder `--cache` where one is named.
 
-    python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --ideas --sets mob2k her2st --write docs/benchmarks.md
+    python benchmarks/ablations.py --data "$RAGST_SD_TEST_DATA" --ideas --only "share of retrieval for" random \
+        components --sets mob2k her2st --write docs/benchmarks.md
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ from ragst_sd.retrieval.training import dense, standardised_targets
 from ragst_sd.tl._section_metrics import spatial_graph
 
 SET = "mob2k"
+AS_IT_IS = "rag, as it is"
+ALONE = "retrieval alone, no regression H"
 VARIANTS: dict[str, dict] = {
-    "rag, as it is": {},
+    AS_IT_IS: {},
+    ALONE: {"options": {"regression": False}},
     "linear phi of 32 dimensions": {"options": {"n_latent": 32}},
     "one hidden layer of 64 units in phi": {"options": {"hidden": 64, "dropout": 0.3}},
     "128 principal components": {"options": {"n_components": 128, "n_latent": 128}},
@@ -83,7 +87,8 @@ def main() -> None:
                 table = rg.tl.predict(sections[name], reference, genes=genes, inplace=False)
                 for label, values, n in [
                     (variant, np.asarray(table.X), table.obs[_keys.EFFECTIVE_N].mean()),
-                    *(ideas(sections[name], reference, table) if variant == "rag, as it is" else []),
+                    *(smoothed(sections[name], table) if variant == AS_IT_IS else []),
+                    *(other_weights(sections[name], reference, table) if variant == ALONE else []),
                 ]:
                     scored = table.copy()
                     scored.X = values.astype(np.float32)
@@ -184,7 +189,8 @@ def by_modules(kind: str, n_modules: int = 4) -> AbstractContextManager:
             modules = KMeans(n_modules, n_init=10, random_state=0).fit_predict(unit.T)
         alpha = float(parameters["regression_alpha"])
         z = regression.regression_features(parameters, training.key).astype(np.float64)
-        smooth = [next(regression._held_out(z, targets, inner, held, [alpha])) for inner, held in splits]
+        scale = float(parameters["regression_scale"])
+        smooth = [scale * next(regression._held_out(z, targets, inner, held, [alpha])) for inner, held in splits]
         share = parameters["retrieval_share"].copy()
         for module in range(n_modules):
             own = modules == module
@@ -231,7 +237,6 @@ def some_rows(reference, share: float) -> AbstractContextManager:
     return patch("ragst_sd.retrieval.episodes._BANK", int(share * reference.n_obs))
 
 
-AS_IT_IS = "rag, as it is"
 rational_quadratic = regression._rational_quadratic
 # Embedding (the encoder of the command if empty), and what is changed while a reference is fitted.
 IDEAS = {
@@ -256,8 +261,16 @@ IDEAS = {
 }
 
 
-def ideas(sdata, reference, table) -> list[tuple[str, np.ndarray, float]]:
-    """Other ways to use the same fit: prediction of the section, and effective number of rows."""
+def smoothed(sdata, table) -> list[tuple[str, np.ndarray, float]]:
+    """The prediction averaged with that of neighbouring spots, which evidence no longer explains."""
+    graph = spatial_graph(np.asarray(sdata.tables["table"].obsm["spatial"]))
+    own = np.asarray(table.X, dtype=np.float64)
+    name = f"{AS_IT_IS}, smoothed over the 6 nearest spots of the section (reported apart)"
+    return [(name, (own + graph @ own) / 2, float(table.obs[_keys.EFFECTIVE_N].mean()))]
+
+
+def other_weights(sdata, reference, table) -> list[tuple[str, np.ndarray, float]]:
+    """Other ways to use the same phi: name, prediction of the section, and effective number of rows."""
     opened = open_bank(reference)
     fit, header, bank = opened.fit, opened.header, np.asarray(opened.key)
     query = read_query(sdata, opened, table_key="table", use_rep=header.use_rep)
@@ -285,15 +298,10 @@ def ideas(sdata, reference, table) -> list[tuple[str, np.ndarray, float]]:
     of_rows, _ = average(within)
     spread = values.std(axis=0) + 1e-9
     second, n_second = average(squared(fixed / spread, of_rows / spread))
-    graph = spatial_graph(np.asarray(sdata.tables["table"].obsm["spatial"]))
-    own = np.asarray(table.X, dtype=np.float64)
-    smoothed = (own + graph @ own) / 2
-    n_own = float(table.obs[_keys.EFFECTIVE_N].mean())
     return [
-        ("fixed weights in the learned phi", fixed, n_fixed.mean()),
+        ("retrieval alone, fixed weights in the learned phi", fixed, n_fixed.mean()),
         ("the same, hubs pushed away", corrected, n_corrected.mean()),
-        ("second search among predicted expression", second, n_second.mean()),
-        ("rag, smoothed over the 6 nearest spots of the section (reported apart)", smoothed, n_own),
+        ("the same, second search among predicted expression", second, n_second.mean()),
     ]
 
 

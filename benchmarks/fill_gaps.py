@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from real_sections import N_GENES, encoders, markdown, write_between_markers
+from real_sections import N_GENES, embed, markdown, write_between_markers
 
 import ragst_sd as rg
 from ragst_sd._demo import read_folder, variable_genes
@@ -143,10 +143,7 @@ def main() -> None:
     data, parts = Path(args.data), []
     for name in args.sets:
         sections = read_folder(data / "histology" / name)
-        for section, sdata in sections.items():
-            kept = args.cache / name / f"texture_{section}" if args.cache else None
-            texture = encoders(data / "weights")["texture"]
-            rg.pp.embed_tiles(sdata, key_added=USE_REP, cache=kept, progress=False, **texture)
+        embed(sections, "texture", data / "weights", args.cache and args.cache / name)
         donors = {sdata.tables["table"].obs["donor"].iloc[0]: section for section, sdata in sections.items()}
         lines = [fill(sections, section, list(args.shares), args.rng) for section in donors.values()]
         keys = ["measured", "method"]

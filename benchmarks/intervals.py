@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from real_sections import encoders, write_between_markers
+from real_sections import embed, write_between_markers
 
 import ragst_sd as rg
 from ragst_sd import _keys
@@ -191,6 +191,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("RAGST_SD_TEST_DATA"), help="folder with histology/, weights/")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--methods", nargs="+", default=["knn"])
+    parser.add_argument("--cache", type=Path, help="folder in which embeddings are kept")
     parser.add_argument("--write", type=Path, help="page whose marked tables are replaced")
     parser.add_argument("--csv", type=Path, help="prefix of files for the scores of each section")
     args = parser.parse_args()
@@ -204,11 +205,9 @@ def main() -> None:
         if not args.data:
             parser.error("name the folder of real sections with --data or RAGST_SD_TEST_DATA")
         data, parts = Path(args.data), []
-        how = encoders(data / "weights")["texture"]
         for name in args.sets:
             sections = read_folder(data / "histology" / name)
-            for sdata in sections.values():
-                rg.pp.embed_tiles(sdata, key_added="X_texture", progress=False, **how)
+            embed(sections, "texture", data / "weights", args.cache and args.cache / name)
             parts.append([frame.assign(set=name) for frame in real(sections, args.methods)])
             print(coverage_table(parts[-1][0]), risk_table(parts[-1][1], "nrmse"), sep="\n\n", flush=True)
         covered, risks = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))

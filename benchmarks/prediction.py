@@ -25,7 +25,7 @@ from ragst_sd.retrieval.bank import Bank, Selection
 from ragst_sd.retrieval.evidence import weighted_average
 from ragst_sd.retrieval.methods import METHODS
 from ragst_sd.retrieval.run import Part
-from ragst_sd.tl._predict_store import fill_store, new_store
+from ragst_sd.tl._predict_store import _fill, _new_store
 
 K, GENES = 50, 18_000
 DENSITY = 0.18
@@ -99,15 +99,15 @@ def into_store(sizes: list[int], m: int, genes: int, share: float, folder: Path 
     for n in [16, *sizes]:
         selection = Selection(
             key=np.zeros((n, 1)), rows=rows[:n], weights=weights[:n], distances=np.zeros((n, K)), nearest=rows[:n],
-            pattern=np.zeros(n, dtype=int), distance=np.zeros(n),
+            pattern=np.zeros(n, dtype=int), mean_distance=np.zeros(n),
         )  # fmt: skip
 
         def write(selection=selection, n=n) -> None:
             with (
                 tempfile.TemporaryDirectory(dir=folder) as place,
-                new_store(Path(place) / "p.zarr", n, genes, intervals=False) as store,
+                _new_store(Path(place) / "p.zarr", n, genes, intervals=False) as store,
             ):
-                fill_store(store, part, selection, np.ones(n, dtype=bool))
+                _fill(store, part, selection, np.ones(n, dtype=bool))
 
         def timed(write=write) -> None:
             seconds.append(best_of(1, write)[0])
