@@ -65,9 +65,16 @@ def parts():
             inner = list(ast.walk(node))
             docs = {id(one.value) for one in inner if isinstance(one, ast.Expr)}
             strings = [x.value for x in inner if isinstance(x, ast.Constant) and id(x) not in docs]
-            refers = {known[one.id] for one in inner if isinstance(one, ast.Name) and one.id in known}
+            hints = {id(x) for one in inner for hint in _hints(one) for x in ast.walk(hint)}
+            names = {one.id for one in inner if isinstance(one, ast.Name) and id(one) not in hints}
+            refers = {known[used] for used in names if used in known}
             found[module, name] = Part(refers, "\x00".join(one for one in strings if isinstance(one, str)))
     return found
+
+
+def _hints(node):
+    """Types in a signature, of which nothing is called."""
+    return [hint for hint in (getattr(node, "annotation", None), getattr(node, "returns", None)) if hint is not None]
 
 
 def reached(function):

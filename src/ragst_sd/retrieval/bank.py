@@ -105,8 +105,6 @@ class Bank:
     """(m,) codes of the groups that inner cross-validation holds out (donors wherever there are two); -1 for none."""
     sections: np.ndarray
     """(m,) codes of the sections; of the contexts of responses."""
-    raw: Any = None
-    """(m, d) embeddings as they were made, where `embedding` holds them standardised."""
     donors: Any = None
     """(m,) codes of the donors; rows of one donor never serve each other as neighbours."""
     state: np.ndarray | None = None
@@ -117,6 +115,8 @@ class Bank:
     """(m, q) rows as they are compared: principal components while a method is fitted, then rows in phi-space."""
     regression_key: Any = None
     """(m, q) features of the rows in the regression of a stack."""
+    raw: Any = None
+    """(m, d) embeddings as they were made, where `embedding` holds them standardised."""
     ids: Any = None
     """(m,) names, which decide between equal distances."""
     genes: Any = None
