@@ -382,7 +382,7 @@ def test_prediction_is_evidence_and_adjustment(fitted, task, name):
 def test_parameters_are_plain_and_survive_a_file(fitted, task, name):
     bank = fitted(task, name)
     file = io.BytesIO()
-    np.savez(file, allow_pickle=False, **bank.fit.parameters)
+    np.savez(file, **bank.fit.parameters)
     file.seek(0)
     with np.load(file, allow_pickle=False) as stored:
         again = {key: stored[key] for key in stored.files}

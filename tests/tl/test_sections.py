@@ -115,6 +115,7 @@ def test_every_dtype_is_written_and_read(sections, tmp_path):
         assert found.dropna().nunique() == given.dropna().astype(str).nunique(), kind
 
 
+@pytest.mark.skipif(pd.__version__.startswith("2.2"), reason="anndata does not write the strings of pandas 2.2")
 def test_strings_of_the_pandas_to_come(sections, tmp_path):
     with pd.option_context("future.infer_string", True):
         for sdata in sections.values():
