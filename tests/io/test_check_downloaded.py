@@ -25,7 +25,7 @@ N, G = 40, 12
 
 @pytest.fixture(scope="module")
 def adata():
-    counts = sp.random(N, G, density=0.4, format="csr", dtype="f4", rng=0)
+    counts = sp.random(N, G, density=0.4, format="csr", dtype="f4", random_state=0)
     made = ad.AnnData(counts, obs=pd.DataFrame({"donor": pd.Categorical(["a", "b"] * (N // 2))}))
     made.obs["note"] = [f"note {i}" for i in range(N)]
     made.obsm["spatial"] = np.random.default_rng(0).uniform(20, 80, (N, 2))

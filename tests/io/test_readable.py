@@ -17,7 +17,7 @@ from ragst_sd.reference.normalize import as_csr
 
 @pytest.fixture
 def h5ad(tmp_path):
-    counts = sp.random(40, 12, density=0.4, format="csr", dtype="f4", rng=0)
+    counts = sp.random(40, 12, density=0.4, format="csr", dtype="f4", random_state=0)
     ad.AnnData(counts).write_h5ad(tmp_path / "counts.h5ad")
     return tmp_path / "counts.h5ad"
 
@@ -65,7 +65,7 @@ def test_links_of_a_users_own_file_are_followed(h5ad):
 @pytest.mark.parametrize(("part", "at", "value"), [("indices", -1, 10**6), ("indices", 0, -5), ("indptr", 3, -5)])
 @pytest.mark.parametrize("form", ["csr", "csc"])
 def test_a_sparse_matrix_that_points_outside_of_itself_does_not_reach_compiled_code(part, at, value, form):
-    matrix = sp.random(40, 12, density=0.4, format=form, dtype="f4", rng=0)
+    matrix = sp.random(40, 12, density=0.4, format=form, dtype="f4", random_state=0)
     getattr(matrix, part)[at] = value
     with pytest.raises(ValueError, match=r"ind"):
         as_csr(matrix)
