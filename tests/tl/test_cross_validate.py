@@ -383,7 +383,7 @@ def test_a_curve_over_donors(three):
         cross_validate(three, methods="knn", n_donors=7, **FAST)
 
 
-def test_rows_on_disk_are_not_read(_three, tmp_path):
-    rg.io.write_reference(_three, tmp_path / "r.zarr.zip")
+def test_rows_on_disk_are_not_read(three, tmp_path):
+    rg.io.write_reference(three, tmp_path / "r.zarr.zip")
     with pytest.raises(ValueError, match="The reference is lazy"):
         cross_validate(rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True), methods="knn", **FAST)
