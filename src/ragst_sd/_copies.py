@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 
 import numpy as np
 import scipy.sparse as sp
 
 from ragst_sd import _keys
-from ragst_sd._labels import labels
+from ragst_sd._labels import label, labels
 from ragst_sd._query import Query
 from ragst_sd._validate import listing
 from ragst_sd.reference.duplicates import find_duplicates, fingerprint
@@ -27,30 +28,33 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
     """
     if hasattr(bank.embedding, "dask"):
         return
-    statistics, finite = bank.header.sections, query.finite
+    statistics, finite, image = bank.header.sections, query.finite, str(query.header.get("image_hash", ""))
+    xy = np.full((len(finite), 2), np.nan)
+    # Embeddings are all that a prediction needs: the shapes may be gone.
+    with suppress(KeyError, ValueError):
+        xy = query.centers()
     of_query = fingerprint(
         "query",
         donors=query.labels(_keys.DONOR),
         image_hash="",
         embedding=query.standardized[finite],
-        xy=query.centers()[finite],
+        xy=xy[finite],
         **_NO_EXPRESSION,
     )
     copies = []
-    for sample, rows in bank.obs.groupby(labels(bank.obs[_keys.SAMPLE])).indices.items():
-        at, raw = (
-            int(np.flatnonzero(statistics.sample == sample)[0]),
-            np.asarray(bank.embedding[rows], dtype=np.float64),
-        )
+    for name, rows in bank.obs.groupby(_keys.SAMPLE, observed=True).indices.items():
+        sample = label(name)
+        # None of a section that was renamed, which is no matter where embeddings are not standardised.
+        at, raw = np.flatnonzero(statistics.sample == sample), np.asarray(bank.embedding[rows])
         section = fingerprint(
             sample,
-            donors=set(labels(bank.obs[_keys.DONOR].iloc[rows])),
+            donors=set(labels(bank.obs[_keys.DONOR].iloc[rows].unique())),
             image_hash="",
             embedding=standardize(raw, statistics.mean[at], statistics.std[at]) if bank.header.standardize else raw,
             xy=bank.obs[[_keys.X_UM, _keys.Y_UM]].to_numpy(float)[rows],
             **_NO_EXPRESSION,
         )
-        same_picture = statistics.image_hash[at] and statistics.image_hash[at] == str(query.header["image_hash"])
+        same_picture = image and image in statistics.image_hash[at]
         copies += [] if same_picture else [pair.second.sample for pair in find_duplicates((of_query, section))]
     if copies:
         logger.warning(

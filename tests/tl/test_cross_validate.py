@@ -381,3 +381,9 @@ def test_a_curve_over_donors(three):
     assert list(summary.index) == [("knn", 1), ("knn", 2)]
     with pytest.raises(ValueError, match="`n_donors` is \\[7\\], but without 'donor1' 2 donors are left"):
         cross_validate(three, methods="knn", n_donors=7, **FAST)
+
+
+def test_rows_on_disk_are_not_read(three, tmp_path):
+    rg.io.write_reference(three, tmp_path / "r.zarr.zip")
+    with pytest.raises(ValueError, match="The reference is lazy"):
+        cross_validate(rg.io.read_reference(tmp_path / "r.zarr.zip", lazy=True), methods="knn", **FAST)

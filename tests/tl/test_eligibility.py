@@ -109,6 +109,22 @@ def test_a_section_of_the_reference_in_other_pixels_is_told(sections, fitted, em
     assert "is the tissue of" not in caplog.text
 
 
+def test_a_section_without_statistics_can_be_cited(sections):
+    """Without standardisation they are not needed, so that sections can be renamed."""
+    measured = {name: sections[name] for name in ("donor1", "donor2")}
+    reference = rg.tl.build_reference(measured, use_rep="X_colour", standardize=False)
+    reference.obs["sample"] = [f"renamed {name}" for name in reference.obs["sample"]]
+    rg.tl.fit(reference, method="knn", n_neighbors=5)
+    table = rg.tl.predict(sections["donor3"], reference, inplace=False)
+    assert np.isfinite(table.X).all()
+
+
+def test_spots_without_shapes_are_predicted(query, fitted):
+    expected = rg.tl.predict(query, fitted, inplace=False).X
+    del query.shapes["spots"]
+    np.testing.assert_array_equal(rg.tl.predict(query, fitted, inplace=False).X, expected)
+
+
 def test_a_reference_that_is_backed_by_a_file_is_named(query, fitted, tmp_path):
     fitted.write_h5ad(tmp_path / "r.h5ad")
     backed = ad.read_h5ad(tmp_path / "r.h5ad", backed="r")

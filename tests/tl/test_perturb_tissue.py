@@ -308,10 +308,12 @@ def rename(table, names):
         ),
     ],
 )
-def test_genes_that_do_not_fit(tissue, bank, names, message):
-    rename(tissue.tables["table"], names(60))
+@pytest.mark.parametrize("unit", ["log1p_cp10k", "counts"])
+def test_genes_that_do_not_fit(tissue, bank, names, message, unit):
+    table = rename(tissue.tables["table"], names(60))
+    table.X = table.X if unit == "log1p_cp10k" else np.rint(table.X)
     with pytest.raises(ValueError, match=message):
-        rg.tl.perturb_tissue(tissue, bank, perturbations="P3", **LOGS)
+        rg.tl.perturb_tissue(tissue, bank, perturbations="P3", unit=unit)
     assert set(tissue.tables) == {"table"}
 
 

@@ -228,7 +228,8 @@ def cross_validate(
     if label_key != LABEL or (metrics is not None and needing(asked, "labels")):
         require_key(label_key, reference.obs, "reference.obs")
     gene_sets = gene_sets_of(gmt, asked, list(reference.var_names))
-    bank = standardized(replace(bank, values=as_csr(bank.values)))
+    bank = standardized(bank)
+    bank = replace(bank, values=as_csr(bank.values))
     folds = folds_of(bank, split, group_key, margin_um)
     by_donor = BLOCKS if split == "block" else None
     if by_donor and n_donors is not None:

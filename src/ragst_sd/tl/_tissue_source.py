@@ -116,11 +116,15 @@ def read_source(
         raise ValueError(
             f"`{where}` was predicted by `rg.tl.predict`, which says its unit itself. Leave `layer` and `unit` out."
         )
+    how = task.bank.header.normalization
+    # Before expression is read: other genes than those of the screen have no size factors either.
+    names = names_in(str(how["naming"]), offered_names(table), "The screen", f"`{where}`")
+    shared = _shared(task.bank, names, where)
     rows = chosen_spots(table, spots, where)
     if from_image:
-        expressed, about = _predicted(table, table_key, rows, task.bank)
+        expressed, about = _predicted(table, table_key, rows, names, shared, how)
     else:
-        expressed, about = _measured(table, where, rows, task.bank, layer, unit)
+        expressed, about = _measured(table, where, rows, shared, how, layer, unit)
     lost = len(rows) - len(expressed)
     if lost == len(rows):
         raise ValueError(f"None of the {lost} spots of `{where}` has expression of the screen's genes.")
@@ -141,12 +145,16 @@ def _shared(bank: Bank, names: list[str], where: str) -> list[str]:
 
 
 def _measured(
-    table: AnnData, where: str, rows: np.ndarray, bank: Bank, layer: str | None, unit: str
+    table: AnnData,
+    where: str,
+    rows: np.ndarray,
+    shared: list[str],
+    how: Mapping[str, Any],
+    layer: str | None,
+    unit: str,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Spots with expression, in the unit of the screen."""
-    how = bank.header.normalization
     read = read_expression(table[rows], layer=layer, unit=unit, like=how, where=where, empty=True)
-    shared = _shared(bank, read.genes, where)
     # A spot without a single count of the genes that size factors rest on has no library size.
     basis = list(how["size_factor_genes"]) or read.genes
     counted = np.asarray(take_genes(read.values, read.genes, basis).sum(axis=1)).ravel() > 0
@@ -170,11 +178,10 @@ def chosen_spots(table: AnnData, spots: Mapping[str, Any] | Sequence[Any] | None
     return np.flatnonzero(mask)
 
 
-def _predicted(table: AnnData, table_key: str, rows: np.ndarray, bank: Bank) -> tuple[np.ndarray, dict[str, Any]]:
+def _predicted(
+    table: AnnData, table_key: str, rows: np.ndarray, names: list[str], shared: list[str], how: Mapping[str, Any]
+) -> tuple[np.ndarray, dict[str, Any]]:
     """Spots with a prediction, their expression and intervals, and what is known of the genes."""
-    normalization, where = bank.header.normalization, f"sdata.tables[{table_key!r}]"
-    names = names_in(str(normalization["naming"]), offered_names(table), "The screen", f"`{where}`")
-    shared = _shared(bank, names, where)
     header = predicted(table, table_key).header
     values = dense(table.X).astype(np.float64)[rows]
     finite = np.isfinite(values).any(axis=1)
@@ -183,10 +190,10 @@ def _predicted(table: AnnData, table_key: str, rows: np.ndarray, bank: Bank) -> 
     scrna = is_scrna(table, np.arange(table.n_vars))
     if scrna[at].all():
         raise ValueError(
-            f"All {len(at)} genes that `{where}` shares with the screen come from single cells, "
+            f"All {len(at)} genes that `sdata.tables[{table_key!r}]` shares with the screen come from single cells, "
             "which say nothing of the state of a spot. Predict genes that spots measured."
         )
-    scale = _scale(values, names, scrna, str(header["unit"]), normalization, table_key)
+    scale = _scale(values, names, scrna, str(header["unit"]), how, table_key)
     var = pd.DataFrame(index=pd.Index(shared, name="gene"))
     for name in (_keys.CV_PEARSON, _keys.NOISE_CEILING):
         if name in table.var:
