@@ -55,7 +55,11 @@ def test_a_series_in_another_order_is_no_mask(query, fitted):
     sorted_rows = fitted.obs.sort_values("x_um")["donor"] == "donor1"
     with pytest.raises(ValueError, match=r"`where` is a Series whose index is not that of `reference\.obs`"):
         rg.tl.predict(query, fitted, where=sorted_rows)
-    for mask in (sorted_rows.loc[fitted.obs_names], (fitted.obs["donor"] == "donor1").reset_index(drop=True)):
+    with pytest.raises(ValueError, match="`where` is a Series whose index"):
+        rg.tl.predict(query, fitted, where=sorted_rows.reset_index(drop=True)[::-1])
+    ordered = sorted_rows.loc[fitted.obs_names]
+    numbered, named = ordered.reset_index(drop=True), ordered.set_axis(ordered.index.astype("string"))
+    for mask in (ordered, named, numbered, numbered.sample(frac=1, random_state=0).sort_index()):
         table = rg.tl.predict(query, fitted, where=mask, inplace=False)
         assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1"}
 
