@@ -39,7 +39,7 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
     copies = []
     for sample, rows in bank.obs.groupby(labels(bank.obs[_keys.SAMPLE])).indices.items():
         at, raw = (
-            int(np.flatnonzero(statistics.sample == sample)[0]),
+            int(np.flatnonzero(labels(statistics.sample) == sample)[0]),
             np.asarray(bank.embedding[rows], dtype=np.float64),
         )
         section = fingerprint(

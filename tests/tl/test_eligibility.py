@@ -97,6 +97,12 @@ def half_as_large(pixels):
     return low, {"transformations": {"global": Scale([2, 2], ("x", "y"))}}
 
 
+def test_a_section_whose_name_begins_with_a_space_is_looked_at(sections):
+    reference = rg.tl.build_reference({f" {name}": sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
+    rg.tl.fit(reference, method="knn")
+    assert len(rg.tl.predict(sections["donor3"], reference, inplace=False))
+
+
 @pytest.mark.parametrize("change", [brighter, half_as_large])
 def test_a_section_of_the_reference_in_other_pixels_is_told(sections, fitted, embed, caplog, change):
     """Another hash, and the same tissue: nothing is as like it as it is itself."""
