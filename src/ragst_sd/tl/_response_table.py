@@ -214,7 +214,9 @@ def read_responses(adata: AnnData, *, unit: str, layer: str | None, naming: str 
     if not whole.any():
         raise ValueError(f"No gene of {place} has a finite value in every row. Leave out the rows that hold few genes.")
     if not whole.all():
-        logger.warning("%d of %d genes are left out: some row has no finite value for them.", (~whole).sum(), len(whole))
+        logger.warning(
+            "%d of %d genes are left out: some row has no finite value for them.", (~whole).sum(), len(whole)
+        )
     check_responses(values[:, whole], unit, place)
     error = next((name for name in _ERRORS if name in adata.layers), None)
     errors = None if error is None else stored_expression(adata, error, "adata", "", counted=False)[0][:, whole]
