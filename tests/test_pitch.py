@@ -40,6 +40,7 @@ def test_order_is_told_from_turned_scaled_and_bent_centres(rng):
         assert in_other_order(xy, same[rng.permutation(300)])
     assert not in_other_order(xy[:5], xy[4::-1])
     assert not in_other_order(np.ones((20, 2)), xy[:20])
+    assert not in_other_order(xy[:20], np.zeros((20, 2)))
 
 
 @pytest.mark.filterwarnings("error")

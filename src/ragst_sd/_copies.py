@@ -45,7 +45,7 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
     for name, rows in bank.obs.groupby(_keys.SAMPLE, observed=True).indices.items():
         sample = label(name)
         # None of a section that was renamed, which is no matter where embeddings are not standardised.
-        at, raw = np.flatnonzero(statistics.sample == sample), np.asarray(bank.embedding[rows])
+        at, raw = np.flatnonzero(labels(statistics.sample) == sample), np.asarray(bank.embedding[rows])
         section = fingerprint(
             sample,
             donors=set(labels(bank.obs[_keys.DONOR].iloc[rows].unique())),

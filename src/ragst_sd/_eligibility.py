@@ -131,10 +131,9 @@ def allowed_rows(obs: pd.DataFrame, where: Where, argument: str = "where", name:
     if where is None:
         return np.ones(len(obs), dtype=bool)
     if not isinstance(where, Mapping):
-        if (
-            isinstance(where, pd.Series)
-            and not isinstance(where.index, pd.RangeIndex)
-            and not where.index.equals(obs.index)
+        # Names of rows, however they are stored, or their numbers.
+        if isinstance(where, pd.Series) and not (
+            where.index.astype(str).equals(obs.index.astype(str)) or where.index.equals(pd.RangeIndex(len(where)))
         ):
             raise ValueError(
                 f"`{argument}` is a Series whose index is not that of `{name}.obs`: its values would be those of other "

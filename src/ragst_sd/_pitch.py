@@ -70,7 +70,8 @@ def in_other_order(xy: np.ndarray, other: np.ndarray) -> bool:
     """Whether centres, in any units and frame, cannot be those of the same spots, row by row."""
     known = np.isfinite(xy).all(axis=1) & np.isfinite(other).all(axis=1)
     xy, other = xy[known], other[known]
-    if len(xy) < _FEWEST or not (variance := xy.var(axis=0).sum()):
+    # Positions that nobody filled in are all alike.
+    if len(xy) < _FEWEST or not (variance := xy.var(axis=0).sum()) or not np.ptp(other, axis=0).any():
         return False
     from_other = np.column_stack([other - other.mean(axis=0), np.ones(len(other))])
     left = xy - from_other @ np.linalg.lstsq(from_other, xy, rcond=None)[0]

@@ -286,6 +286,15 @@ def test_coordinates_that_fit_the_tissue_better_otherwise_are_said(caplog, rng, 
     assert [found for found in READINGS if found in caplog.text] == ([how] if how else [])
 
 
+def test_a_region_of_interest_that_fits_other_tissue_is_no_swap(caplog, rng):
+    drawn = np.full((400, 400, 3), 240, np.uint8)
+    drawn[20:380, 20:380] = rng.integers((150, 60, 120), (200, 120, 180), (360, 360, 3))
+    drawn[30:90, 60:80] = 240
+    counts = pd.DataFrame(np.ones((60, 3)), columns=list("abc"), index=[f"s{i}" for i in range(60)])
+    read_st(counts, drawn, coordinates=rng.uniform([30, 30], [120, 120], (60, 2)), image_mpp=1.0)
+    assert "look at both" not in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("section", ["mob/rep04", "mob2k/MOB4"])
 def test_swapped_coordinates_of_a_real_section_are_said(data_dir, caplog, section):

@@ -55,7 +55,11 @@ def test_a_series_in_another_order_is_no_mask(query, fitted):
     sorted_rows = fitted.obs.sort_values("x_um")["donor"] == "donor1"
     with pytest.raises(ValueError, match=r"`where` is a Series whose index is not that of `reference\.obs`"):
         rg.tl.predict(query, fitted, where=sorted_rows)
-    for mask in (sorted_rows.loc[fitted.obs_names], (fitted.obs["donor"] == "donor1").reset_index(drop=True)):
+    with pytest.raises(ValueError, match="`where` is a Series whose index"):
+        rg.tl.predict(query, fitted, where=sorted_rows.reset_index(drop=True)[::-1])
+    ordered = sorted_rows.loc[fitted.obs_names]
+    numbered, named = ordered.reset_index(drop=True), ordered.set_axis(ordered.index.astype("string"))
+    for mask in (ordered, named, numbered, numbered.sample(frac=1, random_state=0).sort_index()):
         table = rg.tl.predict(query, fitted, where=mask, inplace=False)
         assert set(table.uns["retrieval"]["cited"]["donor"]) == {"donor1"}
 
@@ -91,6 +95,12 @@ def brighter(pixels):
 def half_as_large(pixels):
     low = pixels.reshape(3, pixels.shape[1] // 2, 2, pixels.shape[2] // 2, 2).mean((2, 4)).round().astype(np.uint8)
     return low, {"transformations": {"global": Scale([2, 2], ("x", "y"))}}
+
+
+def test_a_section_whose_name_begins_with_a_space_is_looked_at(sections):
+    reference = rg.tl.build_reference({f" {name}": sections[name] for name in ("donor1", "donor2")}, use_rep="X_colour")
+    rg.tl.fit(reference, method="knn")
+    assert len(rg.tl.predict(sections["donor3"], reference, inplace=False))
 
 
 @pytest.mark.parametrize("change", [brighter, half_as_large])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import anndata as ad
+import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
@@ -183,12 +184,14 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             rg.tl.build_perturbation_reference(adata, control="ctrl")
 
-    @pytest.mark.parametrize("on_disk", [False, True])
+    @pytest.mark.parametrize("on_disk", [False, True, "dask"])
     def test_a_single_value_below_zero_in_the_last_row_is_seen(self, on_disk, tmp_path, monkeypatch):
         monkeypatch.setattr("ragst_sd.tl._response_table._AT_ONCE", 50)
         adata, _ = planted_screen(n_programmes=2, per_programme=2)
         adata.X = sp.csr_matrix(np.vstack([adata.X[:-1], -np.eye(1, adata.n_vars)]))
-        if on_disk:
+        if on_disk == "dask":
+            adata.X = da.from_array(adata.X.toarray(), chunks=(30, -1)).map_blocks(sp.csr_matrix)
+        elif on_disk:
             adata.write_h5ad(tmp_path / "cells.h5ad")
             adata = ad.read_h5ad(tmp_path / "cells.h5ad", backed="r")
         with pytest.raises(ValueError, match="no controls and values below 0"):

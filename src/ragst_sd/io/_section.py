@@ -25,8 +25,9 @@ IMAGE, SHAPES, TABLE = "he", "spots", "table"
 SOURCE_FIELDS = (_keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 
 _OVERVIEW_PX, _ON_TISSUE = 1024, 0.5
-# Share of the spots by which another reading of the coordinates must fit the tissue better.
-_FITS_BETTER = 0.1
+# Share of the spots by which another reading of the coordinates must fit the tissue better. Spots of a region of interest
+# fit other tissue as well by chance: the box around them must have most of the area of the tissue.
+_FITS_BETTER, _MOST = 0.1, 0.7
 _REGION, _INSTANCE = "region", "spot_id"
 
 
@@ -152,7 +153,8 @@ def warn_beside_tissue(xy: np.ndarray, pixels: np.ndarray) -> None:
     }
     shares = {how: float(on_tissue(places).sum() / len(xy)) for how, places in otherwise.items()}
     best, share = max(shares, key=lambda how: shares[how]), float(here.mean())
-    if mask.any() and shares[best] > here.sum() / len(xy) + _FITS_BETTER:
+    whole = np.ptp(xy, axis=0).prod() > _MOST * mask.mean() * size.prod()
+    if mask.any() and whole and shares[best] > here.sum() / len(xy) + _FITS_BETTER:
         logger.warning(
             "%.0f %% of the spots lie on what looks like tissue in the picture, and %.0f %% %s: look at both before "
             "you go on.",

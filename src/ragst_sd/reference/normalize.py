@@ -136,7 +136,8 @@ def _of_multiples(matrix: sp.csr_matrix, data: np.ndarray, n_values: np.ndarray)
     smallest = np.full(matrix.shape[0], np.inf)
     smallest[filled] = np.minimum.reduceat(values, matrix.indptr[:-1][filled])
     multiples = data / np.repeat(smallest, np.diff(matrix.indptr))
-    whole = np.abs(multiples - np.rint(multiples)) < _WHOLE
+    # Larger multiples are whole to the precision of a float, whatever they are.
+    whole = (np.abs(multiples - np.rint(multiples)) < _WHOLE) & (multiples < _LARGEST_SCALE)
     as_counts = _sum_rows(matrix, whole & (data > 0)) >= _MULTIPLES * n_values
     return bool(enough.any() and as_counts[enough].mean() >= _MULTIPLES)
 

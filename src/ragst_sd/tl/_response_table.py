@@ -59,7 +59,9 @@ def refuse_responses(
     elif hasattr(data, "obs") and perturbation_key in data.obs and layer is None and data.X is not None:
         controls = data.obs[perturbation_key].astype(str).isin(control)
         looked_at = not controls.any() and data.n_vars > 0
-        if looked_at and any(values.min() < 0 for values, *_ in data.chunked_X(_AT_ONCE)):
+        parts = (values for values, *_ in data.chunked_X(_AT_ONCE)) if looked_at else ()
+        # Dask cannot take the minimum of sparse chunks.
+        if any((part.compute() if hasattr(part, "compute") else part).min() < 0 for part in parts):
             shape = "values below 0"
     if shape:
         raise ValueError(
