@@ -21,7 +21,7 @@ REPOSITORY = "lab/bulb"
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    pytest.importorskip("huggingface_hub")
+    client = pytest.importorskip("huggingface_hub")
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -29,6 +29,9 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no_token"))
     with serve_hub() as running, rg.settings.override(cache_dir=tmp_path / "cache", progress=False):
         monkeypatch.setenv("HF_ENDPOINT", running.url)
+        if client.__version__.startswith("0."):
+            # These read the variable once, when they are imported.
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
         yield running
 
 
