@@ -30,7 +30,7 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
         return
     statistics, finite, image = bank.header.sections, query.finite, str(query.header.get("image_hash", ""))
     xy = np.full((len(finite), 2), np.nan)
-    # Embeddings are all that a prediction needs: the shapes may be gone.
+    # A prediction needs embeddings only, so the shapes may be gone.
     with suppress(KeyError, ValueError):
         xy = query.centers()
     of_query = fingerprint(
@@ -44,7 +44,7 @@ def warn_of_copies(bank: Bank, query: Query) -> None:
     copies = []
     for name, rows in bank.obs.groupby(_keys.SAMPLE, observed=True).indices.items():
         sample = label(name)
-        # None of a section that was renamed, which is no matter where embeddings are not standardised.
+        # A renamed section is not found here. Only references that do not standardise embeddings get this far with one.
         at, raw = np.flatnonzero(labels(statistics.sample) == sample), np.asarray(bank.embedding[rows])
         section = fingerprint(
             sample,

@@ -11,7 +11,7 @@ from spatialdata import SpatialData
 from spatialdata.transformations import get_transformation
 
 from ragst_sd import _keys
-from ragst_sd._pitch import spot_pitch
+from ragst_sd._spot_layout import spot_pitch
 from ragst_sd._validate import require_key
 from ragst_sd.image.embedding import Pyramid
 from ragst_sd.image.tiles import resize_tiles

@@ -20,8 +20,8 @@ from spatialdata.transformations import Affine, set_transformation
 from xarray import DataArray, DataTree
 
 from ragst_sd import _keys
-from ragst_sd._pitch import spot_pitch
 from ragst_sd._resolution import image_mpp_of, keep_image_mpp
+from ragst_sd._spot_layout import spot_pitch
 from ragst_sd.datasets._sample_files import Sample
 from ragst_sd.io._read_slide import pyramid_element
 from ragst_sd.io._readable import readable

@@ -17,7 +17,7 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._patches import THUMBNAIL_PX, patch_pyramid, shrunk
-from ragst_sd._pitch import spot_pitch
+from ragst_sd._spot_layout import spot_pitch
 from ragst_sd._validate import listing, require_positive, require_type, require_unique
 from ragst_sd.image.pooling import pool_tiles
 from ragst_sd.io._read_hest import donor_of, known_fields, pixel_size, read_metadata, spot_diameter

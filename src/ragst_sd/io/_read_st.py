@@ -14,7 +14,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 
 from ragst_sd import _keys
-from ragst_sd._pitch import array_pitch, spot_pitch
+from ragst_sd._spot_layout import array_pitch, spot_pitch
 from ragst_sd._validate import require_positive
 from ragst_sd.io._section import (
     Origin,

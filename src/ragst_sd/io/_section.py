@@ -25,8 +25,8 @@ IMAGE, SHAPES, TABLE = "he", "spots", "table"
 SOURCE_FIELDS = (_keys.TISSUE, _keys.TECHNOLOGY, "license", "citation")
 
 _OVERVIEW_PX, _ON_TISSUE = 1024, 0.5
-# Share of the spots by which another reading of the coordinates must fit the tissue better. Spots of a region of interest
-# fit other tissue as well by chance: the box around them must have most of the area of the tissue.
+# Share of the spots by which another reading of the coordinates must fit the tissue better. Spots of a region of
+# interest fit other tissue as well by chance: the box around them must have most of the area of the tissue.
 _FITS_BETTER, _MOST = 0.1, 0.7
 _REGION, _INSTANCE = "region", "spot_id"
 

@@ -97,7 +97,7 @@ def open_slide(path: Path, value_max: float | None = None, *, as_stored: bool = 
 
 
 def check_upright(orientation: int, what: str, stored: str, *, as_stored: bool) -> None:
-    """Raise a `ValueError` for a picture that some programs turn and viewers of slides do not, or say that it is not.
+    """Refuse a picture with a flag to be shown rotated or mirrored, or warn that its pixels are read as stored.
 
     Parameters
     ----------

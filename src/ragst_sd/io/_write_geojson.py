@@ -16,9 +16,9 @@ from spatialdata import SpatialData
 from ragst_sd import _keys
 from ragst_sd._annotation import rows_in_order, single_region
 from ragst_sd._elements import centers_in_pixels, element_centers, require_sdata, resolve_image, resolve_shapes
-from ragst_sd._pitch import spot_pitch
 from ragst_sd._replacing import replace_text, require_new
 from ragst_sd._results import predicted
+from ragst_sd._spot_layout import spot_pitch
 from ragst_sd._validate import require_type
 
 logger = logging.getLogger(__name__)

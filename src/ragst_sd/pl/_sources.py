@@ -12,8 +12,8 @@ from spatialdata import SpatialData
 
 from ragst_sd import _keys
 from ragst_sd._labels import labels
-from ragst_sd._pitch import spot_pitch
 from ragst_sd._results import predicted
+from ragst_sd._spot_layout import spot_pitch
 from ragst_sd._validate import require_choice, require_positive
 from ragst_sd.pl import _maps, _style
 from ragst_sd.pl._figure import Drawing, draws, picture

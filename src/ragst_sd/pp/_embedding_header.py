@@ -17,8 +17,8 @@ from ragst_sd import _keys
 from ragst_sd._annotation import empty_table, rows_in_order
 from ragst_sd._elements import centers_in_pixels
 from ragst_sd._patches import frame_of
-from ragst_sd._pitch import warn_of_other_order
 from ragst_sd._query import statistics
+from ragst_sd._spot_layout import warn_of_other_order
 from ragst_sd._validate import listing
 from ragst_sd.image.colours import Colours
 from ragst_sd.image.embedding import Pyramid

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from spatialdata import SpatialData
 
 from ragst_sd._elements import centers_in_pixels, require_sdata, resolve_image, resolve_shapes
-from ragst_sd._pitch import array_pitch
 from ragst_sd._resolution import keep_image_mpp
 from ragst_sd._several import over_sections
+from ragst_sd._spot_layout import array_pitch
 from ragst_sd._validate import listing, require_positive
 
 logger = logging.getLogger(__name__)

@@ -124,7 +124,7 @@ def shared_genes(
 
 
 def why_few_shared(first: Sequence[str], second: Sequence[str], n_shared: int) -> str:
-    """What sets two lists of genes apart: their species, or all else."""
+    """A sentence on why two lists share few genes: capitals, another species, or names of another kind."""
     changed = changed_capitals(first, second)
     if changed:
         return changed.strip()

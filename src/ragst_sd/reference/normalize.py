@@ -151,7 +151,7 @@ _OTHER_LOGS = (
 
 
 def _other_log(matrix: sp.csr_matrix, n_values: np.ndarray) -> str | None:
-    """What logarithms are that cannot be those of counts per 10,000; `None` if they can, or nothing tells."""
+    """The name of logarithms that cannot be those of counts per 10,000; `None` if they can, or if nothing tells."""
     logs = matrix.data.astype(np.float64)
     counts = np.expm1(logs)
     if _of_multiples(matrix, counts, n_values):

@@ -17,7 +17,7 @@ from ragst_sd.retrieval.response_stack import MEASURED, MIN_KIND
 from ragst_sd.retrieval.responses import MAX_QUERIES, ask_rows, closed_rows, familiar, pool_mean, reliance, shape_halves
 
 _NOBODY = -1e9
-# Beside none at all.
+# How much the learned space counts, tried beside 0.
 _LEARNED = (0.5, 1.0)
 _REACH = (np.inf, 1.0)
 _STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 
 from ragst_sd import _keys
 from ragst_sd._labels import is_missing, labels
-from ragst_sd._pitch import spot_pitch
+from ragst_sd._spot_layout import spot_pitch
 from ragst_sd._validate import listing, require_choice, require_key, require_positive
 from ragst_sd.reference.schema import knows_tiles
 from ragst_sd.retrieval.bank import Bank

@@ -13,7 +13,7 @@ from skimage.metrics import structural_similarity
 
 from ragst_sd._labels import labels as names_of
 from ragst_sd._metrics import pearson, varies
-from ragst_sd._pitch import spot_pitch
+from ragst_sd._spot_layout import spot_pitch
 from ragst_sd.retrieval.training import dense
 from ragst_sd.tl._downstream_metrics import GENE_SETS, About, gene_set_agreement, region_agreement
 

@@ -19,10 +19,10 @@ from ragst_sd._elements import image_pyramid, require_sdata
 from ragst_sd._gene_names import stored_expression
 from ragst_sd._labels import ON_TISSUE, is_missing, labels, on_tissue, plain_column
 from ragst_sd._patches import THUMBNAIL_PX, shrunk
-from ragst_sd._pitch import share_among_others, warn_of_other_order
 from ragst_sd._query import read_embedding
 from ragst_sd._reference import LABELS
 from ragst_sd._resolution import embedded_mpp_of
+from ragst_sd._spot_layout import share_among_others, warn_of_other_order
 from ragst_sd._validate import require_key, require_unique
 from ragst_sd.image.embedding import tiles_at
 from ragst_sd.reference.duplicates import Duplicate, Fingerprint, find_duplicates

@@ -67,7 +67,7 @@ def _distances(xy: np.ndarray) -> np.ndarray:
 
 
 def in_other_order(xy: np.ndarray, other: np.ndarray) -> bool:
-    """Whether centres, in any units and frame, cannot be those of the same spots, row by row."""
+    """Whether two lists of centres, in any units and frames, cannot be of the same spots in the same order."""
     known = np.isfinite(xy).all(axis=1) & np.isfinite(other).all(axis=1)
     xy, other = xy[known], other[known]
     # Positions that nobody filled in are all alike.
@@ -79,7 +79,7 @@ def in_other_order(xy: np.ndarray, other: np.ndarray) -> bool:
 
 
 def warn_of_other_order(table: AnnData, xy: np.ndarray, where: str) -> None:
-    """Warn where the rows of a table lie elsewhere by their positions than by the shapes that they annotate."""
+    """Warn if the positions of a table and the shapes that it annotates do not agree on which row is which spot."""
     places = np.asarray(table.obsm[_keys.SPATIAL]) if _keys.SPATIAL in table.obsm else np.zeros((0, 2))
     if len(places) == len(xy) and in_other_order(xy, places[:, :2].astype(float)):
         logger.warning(
@@ -92,9 +92,9 @@ def warn_of_other_order(table: AnnData, xy: np.ndarray, where: str) -> None:
 
 
 def share_among_others(xy: np.ndarray, donors: np.ndarray) -> float:
-    """Share of spots whose nearest neighbour is of another donor, where that is more than on slides of several donors.
+    """Share of spots whose nearest neighbour is of another donor.
 
-    0 otherwise, and where it is not known.
+    0 where positions are unknown, or where no more spots are so than on a slide that holds several donors.
     """
     known = np.isfinite(xy).all(axis=1)
     xy, donors = xy[known], donors[known]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ragst_sd._pitch import array_pitch, in_other_order, share_among_others, spot_pitch
+from ragst_sd._spot_layout import array_pitch, in_other_order, share_among_others, spot_pitch
 
 
 @pytest.mark.parametrize("jitter", [0, 0.1])
